@@ -1,0 +1,132 @@
+"""`python -m models.demo.base`: the demo's base model, pretrained from nothing.
+
+A byte-level BPE tokenizer and a tiny LLaMA, trained on the demo world's plain texts by the
+project's own loop; written as models/demo/base/.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from models.demo.texts import documents
+from simple_llama.data.prompt import CONTROL_TOKENS, ChatTokenizer
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import one_line_errors
+from simple_llama.model.decoder import Decoder, ModelConfig
+from simple_llama.model.device import pick_device
+from simple_llama.model.folder import save_model
+from simple_llama.params import Params, TrainParams
+from simple_llama.training.console import Console
+from simple_llama.training.loop import TrainingData, train
+
+BASE = Path("models/demo/base")
+START, END = "<SOS>", "<EOS>"
+"""Around a document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoParams:
+    """The keys of models/demo/params.yaml beside those of training."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    val_documents: float
+
+
+class Saver(Console):
+    """Keeps the best model."""
+
+    def improved(self, model: Decoder) -> None:
+        save_model(model, BASE, self.tokenizer_folder)
+
+    tokenizer_folder: Path
+
+
+def main() -> None:
+    with one_line_errors(), TemporaryDirectory() as folder:
+        all_params = Params("models/demo/params.yaml", (DemoParams, TrainParams))
+        shape, params = all_params.section(DemoParams), all_params.section(TrainParams)
+        texts = list(documents(params.seed))
+        tokenizer = train_tokenizer(texts, shape.vocab_size)
+        tokenizer.save(f"{folder}/bpe.json")
+        chat = ChatTokenizer.from_file(
+            f"{folder}/bpe.json", system_prompt="", model_max_length=params.max_seq_len
+        )
+        chat.save(f"{folder}/tokenizer")
+        model = Decoder(config(shape, chat.vocab_size, params.max_seq_len), dropout=params.dropout)
+        model.initialise(params.seed)
+        held_out = max(1, round(len(texts) * shape.val_documents))
+        encoded = encode(tokenizer, texts, params.max_seq_len)
+        data = TrainingData(
+            train=Tokens.from_examples(encoded[held_out:]),
+            val=Tokens.from_examples(encoded[:held_out]),
+            pad_id=chat.pad_id,
+            stop_id=chat.stop_id,
+        )
+        saver = Saver(chat.decode)
+        saver.tokenizer_folder = Path(folder, "tokenizer")
+        train(model.to(pick_device(params.device)), data, params, saver)
+        saver.close()
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over all 256 bytes, digits one by one; control tokens first."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<UNK>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END, *CONTROL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
+) -> list[tuple[list[int], np.ndarray[tuple[int], np.dtype[np.uint8]]]]:
+    """Each text between START and END, every token but the first a target."""
+    start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+    examples = []
+    for encoding in tokenizer.encode_batch(texts):
+        ids = [start, *encoding.ids, end][:max_tokens]
+        mask = np.ones(len(ids), np.uint8)
+        mask[0] = 0
+        examples.append((ids, mask))
+    return examples
+
+
+def config(shape: DemoParams, vocab_size: int, max_tokens: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_attention_heads,
+        head_dim=shape.hidden_size // shape.num_attention_heads,
+        max_position_embeddings=max_tokens,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        mlp_bias=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

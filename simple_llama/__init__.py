@@ -1,0 +1,1 @@
+"""Reproducible supervised fine-tuning of LLaMA-style language models."""

@@ -1,0 +1,139 @@
+"""Which examples each optimizer step sees, and how a step is cut into micro-batches.
+
+The order is a pure function of (seed, epoch). The cut is an execution detail: the loss of a step
+is a sum over its supervised tokens divided by their number, whatever the micro-batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simple_llama.data.tokens import Tokens
+
+Indices = NDArray[np.int64]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(examples: int, seed: int, epoch: int) -> Indices:
+    """A permutation of the examples, another one each epoch (0, 1, ...)."""
+    return np.random.default_rng((seed, epoch)).permutation(examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The optimizer steps of a training: every example once per epoch, in steps of
+    `step_examples`, the last of an epoch possibly smaller."""
+
+    examples: int
+    step_examples: int
+    seed: int
+    epochs: int
+    max_steps: int
+    """0: no limit."""
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        return -(-self.examples // self.step_examples)
+
+    @cached_property
+    def steps(self) -> int:
+        steps = self.steps_per_epoch * self.epochs
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def at(self, step: int) -> Indices:
+        """The examples of a step (0, 1, ...)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.examples, self.seed, epoch)
+        return order[place * self.step_examples : (place + 1) * self.step_examples]
+
+    def ends_epoch(self, step: int) -> bool:
+        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples computed at once. B rows, T inputs each, S supervised targets in all.
+
+        example   <SOT> ... <SOA> 4 2 <EOA>       mask    . ... . x x x
+        inputs    <SOT> ... <SOA> 4 2             targets     4 2 <EOA>
+        positions               ^ ^ ^             of the inputs that predict them
+
+    Padding stands on the right, where causal attention keeps it from the real tokens.
+    """
+
+    ids: Tensor
+    """(B, T) int64 inputs."""
+    positions: Tensor
+    """(S,) int64: places in the flattened (B * T) inputs whose next token is supervised."""
+    targets: Tensor
+    """(S,) int64: those next tokens."""
+    rows: Tensor
+    """(S,) int64: the row of each target."""
+    examples: Indices
+    """(B,): which examples these are."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        moved = (
+            t.to(device, non_blocking=True)
+            for t in (self.ids, self.positions, self.targets, self.rows)
+        )
+        return MicroBatch(*moved, self.examples)
+
+
+def cut(lengths: Indices, examples: Indices, budget: int, pad_to: int | None) -> list[Indices]:
+    """Micro-batches of at most `budget` padded tokens each, or a single example.
+
+    Examples are sorted by length, longest first, so that little is padding and memory that does
+    not suffice shows at once. `lengths` are those of all examples; pad_to pads each to that many
+    tokens.
+    """
+    order = examples[np.argsort(-lengths[examples], kind="stable")]
+    batches = []
+    start = 0
+    while start < len(order):
+        width = max(int(lengths[order[start]]), pad_to or 0)
+        size = max(1, budget // width)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def collate(tokens: Tokens, examples: Indices, pad_id: int, pad_to: int | None) -> MicroBatch:
+    """Examples as one padded micro-batch."""
+    lengths = tokens.lengths[examples]
+    width = max(int(lengths.max()), pad_to or 0) - 1  # the last token is never an input
+    ids = np.full((len(examples), width + 1), pad_id, np.int64)
+    mask = np.zeros((len(examples), width + 1), bool)
+    for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        start = tokens.starts[example]
+        ids[row, :length] = tokens.ids[start : start + length]
+        mask[row, :length] = tokens.mask[start : start + length]
+    rows, places = np.nonzero(mask[:, 1:])
+    return MicroBatch(
+        torch.from_numpy(ids[:, :-1].copy()),
+        torch.from_numpy(rows * width + places),
+        torch.from_numpy(ids[rows, places + 1]),
+        torch.from_numpy(rows),
+        examples,
+    )
+
+
+def micro_batches(
+    tokens: Tokens, examples: Indices, *, budget: int, pad_id: int, pad_to: int | None = None
+) -> Iterator[MicroBatch]:
+    """The examples, cut and padded."""
+    for group in cut(tokens.lengths, examples, budget, pad_to):
+        yield collate(tokens, group, pad_id, pad_to)
+
+
+def split_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:
+    """An example's inference prompt and its last reply, the closing control token included."""
+    span = slice(tokens.starts[example], tokens.starts[example + 1])
+    ids, mask = tokens.ids[span], tokens.mask[span]
+    start = int(np.flatnonzero(mask == 0)[-1]) + 1
+    return ids[:start].tolist(), ids[start:].tolist()

@@ -1,0 +1,284 @@
+"""Files of JSON or JSONL → rows, in flat memory.
+
+A file is a JSON array or JSONL, told apart by its first byte: `[` opens an array. What is wrong
+with a file as a whole raises InputError; what is wrong with one row gives a row that says so, and
+the rest is read on.
+"""
+
+import codecs
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from simple_llama.errors import InputError
+
+CHUNK_BYTES = 2**20
+MAX_ROW = 4 * 2**20
+"""Characters of an array's element, bytes of a line: a longer row is rejected. (It would make
+about a million tokens, each of which costs the tokenizer over 100 bytes.)"""
+MAX_ELEMENT = 32 * 2**20
+"""Characters: so far the end of an array's element is looked for."""
+SHOWN_OF_LONG_ROW = 1000
+PARTIAL_TOKEN = 16
+"""Characters: an error so near the end of what was read may be a number, word or escape cut off."""
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class RowError(ValueError):
+    """One row cannot be used: `reason` is a short stable name, the message says precisely why."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One element of an array or one line of JSONL."""
+
+    id: str
+    """File name and position from 0: demo_sft.json[17]."""
+    value: Any
+    """What was parsed; a RowError where the row is no JSON."""
+    text: str
+    """As it stands in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedKey:
+    """Stands for a JSON object in which a key stands twice: none of the two can be chosen."""
+
+    key: str
+
+
+def find_files(path: str | Path) -> list[Path]:
+    """The file itself, or the sorted *.json and *.jsonl of a folder. Raises InputError."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder, wanted conversations as JSON or JSONL")
+    if not path.is_dir():
+        raise InputError(f"{path}: neither a file nor a folder")
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(folder, name)
+            for name in names
+            if name.endswith((".json", ".jsonl")) and not name.startswith(".")
+        ]
+    for file in found:
+        if not file.is_file():
+            raise InputError(f"{file}: not a file")
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{file}: a link that leads out of {path}; put the file itself there")
+    if not found:
+        raise InputError(f"{path}: no *.json or *.jsonl file in this folder")
+    return sorted(found)
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Every row of a file or a folder. Raises InputError."""
+    for file in find_files(path):
+        name = file.name if file == Path(path) else file.relative_to(path).as_posix()
+        # a name that is no UTF-8 could not be written into a record
+        name = os.fsencode(name).decode("utf-8", "replace")
+        with open(file, "rb") as opened:
+            first = _first_byte(file, opened)
+            opened.seek(0)
+            yield from (_array_rows if first == b"[" else _line_rows)(file, name, opened)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    times = Counter(key for key, _ in pairs)
+    return RepeatedKey(times.most_common(1)[0][0])
+
+
+def _integer(digits: str) -> int | float:
+    # Python refuses to convert more than 4300 digits; no text of a conversation is a number
+    return int(digits) if len(digits) <= 300 else math.inf
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+
+
+def _first_byte(path: Path, file: BinaryIO) -> bytes:
+    """The first byte that is no white space, b"[" for an array. Raises InputError."""
+    head = file.read(8)
+    if head.startswith(codecs.BOM_UTF8):
+        remove = f"sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
+        raise InputError(f"{path}: starts with a byte order mark; remove it with: {remove}")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+        raise InputError(f"{path}: UTF-16 or binary, wanted UTF-8 text (iconv -f UTF-16 -t UTF-8)")
+    while head:
+        if stripped := head.lstrip(b" \t\r\n"):
+            return stripped[:1]
+        head = file.read(CHUNK_BYTES)
+    raise InputError(f"{path}: an empty file, wanted conversations as JSON or JSONL")
+
+
+def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
+    """JSONL. A line that is no JSON is a row that says so; InputError if none is an object."""
+    objects = 0
+    problem = ""
+    for index, (offset, line, whole) in enumerate(_lines(file)):
+        try:
+            text = line.decode("utf-8", "strict" if whole else "replace").strip(" \t\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(_not_utf8(path, offset + error.start)) from None
+        if not text:
+            continue
+        row = _row(f"{name}[{index}]", _parse_line(text) if whole else None, text, whole)
+        objects += isinstance(row.value, dict | RepeatedKey)
+        if not problem and isinstance(row.value, RowError):
+            problem = f" (line {index + 1}: {row.value})"
+        yield row
+    if not objects:
+        raise InputError(
+            f"{path}: neither a JSON array nor JSONL: no line holds a JSON object{problem}"
+        )
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+    """Byte offset, line, True; of a line over MAX_ROW only the beginning, False."""
+    offset = 0
+    while line := file.readline(MAX_ROW + 1):
+        length = len(line)
+        if whole := length <= MAX_ROW or line.endswith(b"\n"):
+            yield offset, line, whole
+        else:
+            yield offset, line[:SHOWN_OF_LONG_ROW], whole
+            while line and not line.endswith(b"\n"):
+                line = file.readline(CHUNK_BYTES)
+                length += len(line)
+        offset += length
+
+
+def _parse_line(text: str) -> Any:
+    try:
+        return DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        return RowError("not JSON", f"not JSON: {error.msg} (character {error.pos})")
+    except RecursionError:
+        return RowError("not JSON", "nested too deeply")
+
+
+def _row(row_id: str, value: Any, text: str, whole: bool = True) -> Row:
+    if whole and len(text) <= MAX_ROW:
+        return Row(row_id, value, text)
+    error = RowError("too long", f"longer than {MAX_ROW} characters; the content is its beginning")
+    return Row(row_id, error, text[:SHOWN_OF_LONG_ROW])
+
+
+def _not_utf8(path: Path, offset: int) -> str:
+    return f"{path}: not UTF-8 text (byte {offset})"
+
+
+def _array_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
+    """The elements of a JSON array. Raises InputError with the line where it stops being one."""
+    window = _Window(path, name, file)
+    window.take()
+    if window.peek() == "]":
+        raise InputError(f"{path}: an empty array, wanted conversations")
+    mark = ","
+    while mark == ",":
+        row = window.element()
+        yield row
+        mark = window.take()
+    if mark == "":
+        raise InputError(f"{path}: ends within the array, after {row.id}: a truncated file?")
+    if mark != "]":
+        raise window.error(f"{mark!r} after {row.id}, wanted ',' or ']'", window.at - 1)
+    if window.peek():
+        raise window.error("text after the array's closing ]", window.at)
+
+
+class _Window:
+    """The part of a file's text that is being parsed; what lies behind is forgotten."""
+
+    def __init__(self, path: Path, name: str, file: BinaryIO) -> None:
+        self.path, self.name, self.file = path, name, file
+        self.text = ""
+        self.at = 0
+        self.index = 0
+        self.lines_behind = 0
+        self.ended = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._bytes_read = 0
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end of the file."""
+        while True:
+            match = SPACE.match(self.text, self.at)
+            assert match
+            self.at = match.end()
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self._read(CHUNK_BYTES)
+
+    def take(self) -> str:
+        """Like peek, and goes past it."""
+        mark = self.peek()
+        self.at += len(mark)
+        return mark
+
+    def element(self) -> Row:
+        """The next element. Raises InputError."""
+        self.peek()
+        row_id = f"{self.name}[{self.index}]"
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self.ended or not self._may_be_cut_off(error):
+                    hint = ": a truncated file?" if self._is_cut_off(error) else ""
+                    message = f"{row_id}: {error.msg}{hint}"
+                    raise self.error(message, error.pos) from None
+            except RecursionError:
+                raise self.error(f"{row_id}: nested too deeply", self.at) from None
+            else:
+                # 12 may be the beginning of 12.5
+                complete = isinstance(value, dict | list | str | RepeatedKey)
+                if complete or self.ended or end + PARTIAL_TOKEN <= len(self.text):
+                    row = _row(row_id, value, self.text[self.at : end])
+                    self.at = end
+                    self.index += 1
+                    return row
+            if len(self.text) - self.at > MAX_ELEMENT:
+                raise self.error(f"{row_id}: no end within {MAX_ELEMENT} characters", self.at)
+            # doubling keeps the cost of parsing an element again linear in its length
+            self._read(max(CHUNK_BYTES, len(self.text) - self.at))
+
+    def error(self, message: str, at: int) -> InputError:
+        line = self.lines_behind + self.text.count("\n", 0, at) + 1
+        return InputError(f"{self.path}: line {line}: {message}")
+
+    def _may_be_cut_off(self, error: json.JSONDecodeError) -> bool:
+        return self._is_cut_off(error) or error.pos + PARTIAL_TOKEN >= len(self.text)
+
+    def _is_cut_off(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text)
+
+    def _read(self, size: int) -> None:
+        data = self.file.read(size)
+        pending = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            offset = self._bytes_read - pending + error.start
+            raise InputError(_not_utf8(self.path, offset)) from None
+        self._bytes_read += len(data)
+        self.ended = not data
+        self.lines_behind += self.text.count("\n", 0, self.at)
+        self.text = self.text[self.at :] + text
+        self.at = 0

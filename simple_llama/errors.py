@@ -1,0 +1,23 @@
+"""What a user can mend: one line, exit code 1, no traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong; the message says what, where, what was found and wanted."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an InputError, or a file the system refuses, into one line on stderr and exit code 1."""
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.exit(f"error: {where}{error.strerror}")

@@ -1,0 +1,1 @@
+"""Better weights to an honest report."""

@@ -1,0 +1,154 @@
+"""Scoring a model on a whole split: token-weighted loss, accuracy, greedy exact match."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simple_llama.data.batches import Indices, cut, split_reply
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import autocast
+from simple_llama.model.generation import generate
+from simple_llama.params import EvaluateParams
+from simple_llama.training.loss import Scores, score
+
+LONG_SAMPLES = 8
+"""Examples with a reference too long for exact match that are answered all the same, to be read."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on E examples."""
+
+    scores: Scores
+    replies: Mapping[int, str]
+    """By example: the greedy reply."""
+    matches: Mapping[int, bool]
+    """By scored example: whether the reply is the reference."""
+
+
+def evaluate(
+    model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: EvaluateParams
+) -> Evaluation:
+    """Score every example, and answer those whose reference is short, plus a few long ones."""
+    device = next(model.parameters()).device
+    scores = score(
+        model,
+        tokens,
+        np.arange(len(tokens)),
+        budget=params.micro_batch_tokens,
+        pad_id=tokenizer.pad_id,
+        precision=params.precision,
+    )
+    short, long = exact_match_examples(tokens, params.exact_match_max_tokens)
+    with autocast(device, params.precision):
+        replies = _answer(model, tokens, tokenizer, short, params.exact_match_max_tokens, params)
+        longest = int(tokens.lengths.max())
+        replies |= _answer(model, tokens, tokenizer, long[:LONG_SAMPLES], longest, params)
+    matches = {
+        example: replies[example].strip() == reference(tokens, tokenizer, example).strip()
+        for example in short.tolist()
+    }
+    return Evaluation(scores, replies, matches)
+
+
+def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indices]:
+    """The examples whose reference has at most max_tokens tokens, and the others."""
+    # the last reply's closing control token is not counted
+    sizes = np.array([len(split_reply(tokens, i)[1]) - 1 for i in range(len(tokens))], np.int64)
+    return np.flatnonzero(sizes <= max_tokens), np.flatnonzero(sizes > max_tokens)
+
+
+def reference(tokens: Tokens, tokenizer: ChatTokenizer, example: int) -> str:
+    """The last reply as the tokenizer gives it back."""
+    return tokenizer.decode(split_reply(tokens, example)[1][:-1])
+
+
+def _answer(
+    model: Decoder,
+    tokens: Tokens,
+    tokenizer: ChatTokenizer,
+    examples: Indices,
+    max_tokens: int,
+    params: EvaluateParams,
+) -> dict[int, str]:
+    """Greedy replies in batches of like length; one token more than allowed shows a reply that
+    does not end."""
+    prompts = {int(i): split_reply(tokens, int(i))[0] for i in examples}
+    lengths = np.zeros(len(tokens), np.int64)
+    for example, prompt in prompts.items():
+        lengths[example] = len(prompt) + max_tokens
+    replies: dict[int, str] = {}
+    for group in cut(lengths, examples, params.micro_batch_tokens, None):
+        answers = generate(
+            model,
+            [prompts[int(i)] for i in group],
+            max_new_tokens=max_tokens + 1,
+            stop_id=tokenizer.stop_id,
+        )
+        replies |= {int(i): tokenizer.decode(ids) for i, ids in zip(group, answers, strict=True)}
+    return replies
+
+
+def summarise(
+    tuned: Evaluation, base: Evaluation, categories: Sequence[str | None], data: str
+) -> dict[str, Any]:
+    """reports/eval.json: both models side by side, over all examples and by category.
+
+    categories: one per example. Losses in nats per supervised token; shares from 0 to 1, null
+    where no example was scored.
+    """
+    names = sorted({name for name in categories if name is not None})
+    by_category = {}
+    for name in names:
+        examples = np.array([i for i, other in enumerate(categories) if other == name])
+        row = _both(tuned, base, examples)
+        by_category[name] = {key: row[key] for key in CATEGORY_KEYS}
+    return {
+        **_both(tuned, base, np.arange(len(categories))),
+        "data": data,
+        "by_category": by_category,
+    }
+
+
+CATEGORY_KEYS = (
+    "examples",
+    "val_loss",
+    "base_val_loss",
+    "exact_match_examples",
+    "exact_match",
+    "base_exact_match",
+)
+
+
+def _both(tuned: Evaluation, base: Evaluation, examples: Indices) -> dict[str, Any]:
+    mine, theirs = _part(tuned.scores, examples), _part(base.scores, examples)
+    scored = [i for i in examples.tolist() if i in tuned.matches]
+    return {
+        "val_loss": _rounded(mine.mean_loss),
+        "val_perplexity": _rounded(math.exp(min(mine.mean_loss, 700.0))),
+        "val_token_accuracy": _rounded(mine.accuracy),
+        "exact_match": _share(tuned.matches, scored),
+        "exact_match_examples": len(scored),
+        "base_val_loss": _rounded(theirs.mean_loss),
+        "base_token_accuracy": _rounded(theirs.accuracy),
+        "base_exact_match": _share(base.matches, scored),
+        "examples": len(examples),
+        "supervised_tokens": int(mine.tokens.sum()),
+    }
+
+
+def _part(scores: Scores, examples: Indices) -> Scores:
+    return Scores(scores.loss[examples], scores.tokens[examples], scores.correct[examples])
+
+
+def _share(matches: Mapping[int, bool], scored: list[int]) -> float | None:
+    return _rounded(sum(matches[i] for i in scored) / len(scored)) if scored else None
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6)

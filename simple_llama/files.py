@@ -1,0 +1,89 @@
+"""Files that are whole or absent: a temporary name in the same folder, fsync, rename."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from simple_llama.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends well, and vanishes if not.
+
+    The temporary name is fixed, so a killed process leaves at most one behind, which the next
+    writer overwrites; two writers of one path at once are for the caller to exclude.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power failure, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Indented, in the value's own key order, atomically. Raises ValueError on NaN."""
+    with atomic_write(path) as file:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write(f"{text}\n".encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises InputError naming the file where it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
+    """A table with a header, floats to 7 significant digits, atomically."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows([f"{row[column]:.7g}" for column in columns] for row in rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def read_csv(path: str | Path) -> list[dict[str, float]]:
+    """What write_csv wrote."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def digest(paths: Iterable[str | Path]) -> str:
+    """SHA-256 of the files' contents, one after the other, in hexadecimal."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Folders, weights and text."""

@@ -1,0 +1,132 @@
+"""Causal self-attention with rotary positions and grouped keys and values.
+
+Shapes, here and in decoder.py: B batch, T time, D width, H query heads, G key/value heads,
+K head width, S cached positions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from simple_llama.model.decoder import ModelConfig
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotation at each position, (..., K) float32.
+
+    The halves of a head rotate together, (i, i + K/2), as in Hugging Face's Llama layout
+    (RoPE: https://arxiv.org/abs/2104.09864).
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = theta ** (-exponents / head_dim)
+    angles = positions.float()[..., None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, heads, T, K) turned by angles that broadcast to it, in x's own type."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-high, low), dim=-1) * sin.to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the positions computed so far, for all layers.
+
+    Prompts of one batch are padded on the left, so that all rows end at the same position;
+    `padding` (B,) holds how many leading positions of a row are not real.
+    """
+
+    def __init__(self, padding: Tensor, capacity: int) -> None:
+        self.keys: list[Tensor] = []  # by layer, (B, G, capacity, K)
+        self.values: list[Tensor] = []
+        self.padding = padding
+        self.capacity = capacity
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, G, T, K) behind the cached ones; return all, (B, G, S, K)."""
+        if layer == len(self.keys):
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.keys.append(k.new_zeros(shape))
+            self.values.append(v.new_zeros(shape))
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def mask(self, new: int) -> Tensor:
+        """Which of the S positions each of the `new` last ones may see, (B, 1, new, S) bool.
+
+            padding 2, 3 cached, 2 new:    . . x x .
+                                           . . x x x     (. hidden, x seen)
+
+        A padded position sees itself, because a softmax over nothing is not a number.
+        """
+        device = self.padding.device
+        keys = torch.arange(self.length + new, device=device)
+        queries = keys[self.length :, None]
+        causal = keys <= queries
+        real = keys >= self.padding[:, None, None]
+        return ((causal & real) | (keys == queries))[:, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but these rows of the batch."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.padding = self.padding[rows]
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose G key/value heads each serve H / G query heads
+    (https://arxiv.org/abs/2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, fused: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.fused = fused
+        self.head_dim = config.head_dim
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, K)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, K)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        if k.shape[1] != q.shape[1]:
+            share = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        attend = F.scaled_dot_product_attention if self.fused else plain_attention
+        out = attend(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v, written out: what the fused kernel must equal."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if is_causal:
+        attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    return scores.float().softmax(dim=-1).to(q.dtype) @ v

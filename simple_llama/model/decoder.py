@@ -1,0 +1,166 @@
+"""The decoder-only transformer of LLaMA-style models.
+
+Modules carry the names of Hugging Face's Llama layout, so that its weights are this state dict.
+Shapes: B batch, T time, D width, V vocabulary; see attention.py for the heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simple_llama.errors import InputError
+from simple_llama.model.attention import Attention, KVCache, rotary_angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a model, under the names of Hugging Face's LlamaConfig."""
+
+    vocab_size: int
+    hidden_size: int
+    """Width D of the residual stream."""
+    intermediate_size: int
+    """Width inside the MLP."""
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    """Longest sequence seen in pretraining, in tokens."""
+    rms_norm_eps: float
+    rope_theta: float
+    """Base of the rotary frequencies."""
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+
+    def __post_init__(self) -> None:
+        sizes = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if self.__dataclass_fields__[name].type is int
+        }
+        for name, size in sizes.items():
+            if type(size) is not int or not 1 <= size < 2**31:
+                raise InputError(f"{name}: got {size!r}, wanted a positive integer")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < float("inf"):
+                raise InputError(f"{name}: got {value!r}, wanted a positive number")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"num_key_value_heads: got {self.num_key_value_heads}, "
+                f"wanted a divisor of num_attention_heads ({self.num_attention_heads})"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"head_dim: got {self.head_dim}, wanted an even number")
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then the MLP, each added to the residual stream after its own norm."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, dropout: float, fused: bool) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer, fused=fused)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, cache, mask))
+        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, training=self.training) if self.dropout else x
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states, and hidden states to logits.
+
+    The two are apart because training needs logits at the supervised positions only, and
+    generation at the last one.
+    """
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, dropout=dropout, fused=fused)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states (B, T, D) of ids (B, T); with a cache, ids continue what it holds."""
+        T = ids.shape[1]
+        positions = torch.arange(T, device=ids.device)[None]  # (1, T)
+        mask = None
+        if cache is not None:
+            positions = (positions + cache.length - cache.padding[:, None]).clamp_min(0)  # (B, T)
+            mask = cache.mask(T)
+        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, K)
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, rotary, cache, mask)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 scores over the vocabulary, (..., V) of hidden (..., D)."""
+        return self.lm_head(hidden).float()  # type: ignore[no-any-return]
+
+    def initialise(self, seed: int) -> None:
+        """Random weights for pretraining: normal(0, 0.02), the residual branches' outputs
+        scaled down by the root of their number (GPT-2, section 2.3 of its paper)."""
+        generator = torch.Generator().manual_seed(seed)
+        branches = 2 * self.config.num_hidden_layers
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            else:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / branches**0.5 if residual else 0.02
+                nn.init.normal_(parameter, 0.0, std, generator=generator)

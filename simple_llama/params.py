@@ -1,0 +1,351 @@
+"""params.yaml: a strict, flat YAML file read into one frozen dataclass per owner.
+
+There are no defaults here: values live in params.yaml alone. Every reader checks the whole file,
+because DVC accepts an unknown `-S +key=1` silently and then runs nothing that would notice.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+
+from simple_llama.errors import InputError
+
+Section = TypeVar("Section")
+
+
+def _require(holds: bool, key: str, got: object, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"{key}: got {got!r}, wanted {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareParams:
+    """What the prepare stage reads."""
+
+    ft_json_path: str
+    """A file or a folder of conversations."""
+    train_split: float
+    """Share of distinct first prompts on the training side."""
+    max_rejected: float
+    """Largest share of rejected examples with which the run goes on."""
+    system_prompt: str
+    """What CUSTOM stands for."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        _require(self.ft_json_path != "", "ft_json_path", self.ft_json_path, "a path")
+        _require(0 < self.train_split < 1, "train_split", self.train_split, "between 0 and 1")
+        _require(0 <= self.max_rejected <= 1, "max_rejected", self.max_rejected, "0 to 1")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeParams:
+    """What the tokenize stage reads."""
+
+    tokenizer_path: str
+    system_prompt: str
+    max_seq_len: int
+    """Longest example, in tokens."""
+    supervise: Literal["last_reply", "all_replies"]
+
+    def __post_init__(self) -> None:
+        _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionParams:
+    """How train and evaluate compute: changes speed and memory, not what is computed."""
+
+    device: str
+    precision: Literal["auto", "bf16", "fp32"]
+    micro_batch_tokens: int
+    """Padded tokens in one forward pass, at most (but at least one example)."""
+
+    def __post_init__(self) -> None:
+        known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
+        _require(known is not None, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        _require(
+            self.micro_batch_tokens >= 1,
+            "micro_batch_tokens",
+            self.micro_batch_tokens,
+            "1 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParams(ExecutionParams):
+    """What the training loop reads."""
+
+    seed: int
+    max_seq_len: int
+    dropout: float
+    use_flash_attention: bool
+    epochs: int
+    batch_size: int
+    """Examples; times grad_accum_steps they make one optimizer step."""
+    grad_accum_steps: int
+    max_lr: float
+    min_lr: float
+    warmup_iterations: int
+    """Optimizer steps."""
+    lr_schedule: Literal["cosine", "linear", "constant"]
+    beta1: float
+    beta2: float
+    weight_decay: float
+    max_grad_norm: float
+    """0 switches clipping off."""
+    max_steps: int
+    """Optimizer steps; 0: no limit."""
+    max_train_examples: int
+    """0: all."""
+    eval_interval: int
+    """Optimizer steps; 0: validate at epoch ends only."""
+    eval_num_samples: int
+    early_stopping_patience: int
+    """Epochs; 0: off."""
+    ckpt_epochs: int
+    """Epochs; 0: keep only the best."""
+    sample_prompts: int
+    sample_max_tokens: int
+    sample_temperature: float
+    model_gen_multiplier: float
+    dynamic_padding: bool
+    enable_compilation: bool
+
+    @property
+    def step_examples(self) -> int:
+        """Examples of one full optimizer step."""
+        return self.batch_size * self.grad_accum_steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("epochs", "batch_size", "grad_accum_steps", "eval_num_samples"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
+        for key in (
+            "seed",
+            "warmup_iterations",
+            "weight_decay",
+            "max_grad_norm",
+            "max_steps",
+            "max_train_examples",
+            "eval_interval",
+            "early_stopping_patience",
+            "ckpt_epochs",
+            "sample_prompts",
+            "sample_temperature",
+        ):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
+        for key in ("beta1", "beta2"):
+            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 to below 1")
+        _require(self.max_lr > 0, "max_lr", self.max_lr, "above 0")
+        _require(
+            0 <= self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"0 to max_lr ({self.max_lr})"
+        )
+        _require(
+            self.max_steps == 0 or self.warmup_iterations <= self.max_steps,
+            "warmup_iterations",
+            self.warmup_iterations,
+            f"at most max_steps ({self.max_steps})",
+        )
+        _require(
+            self.sample_max_tokens >= 1, "sample_max_tokens", self.sample_max_tokens, "1 or more"
+        )
+        _require(
+            self.model_gen_multiplier >= 1,
+            "model_gen_multiplier",
+            self.model_gen_multiplier,
+            "1 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseParams:
+    """Which pretrained checkpoint train starts from and evaluate compares with."""
+
+    model_path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParams(ExecutionParams):
+    """What the evaluate stage reads."""
+
+    eval_json_path: str
+    """The validation split, or a held-out file of conversations."""
+    exact_match_max_tokens: int
+    """Exact match is scored where the reference reply has at most so many tokens."""
+    system_prompt: str
+    max_seq_len: int
+    supervise: Literal["last_reply", "all_replies"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.exact_match_max_tokens >= 1,
+            "exact_match_max_tokens",
+            self.exact_match_max_tokens,
+            "1 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingParams:
+    """What tracking reads; no stage's outs depend on it."""
+
+    mlflow_experiment: str
+    log_checkpoint: bool
+
+    def __post_init__(self) -> None:
+        _require(
+            self.mlflow_experiment.strip() not in ("", "Default"),
+            "mlflow_experiment",
+            self.mlflow_experiment,
+            "a name other than 'Default'",
+        )
+
+
+PIPELINE = (
+    PrepareParams,
+    TokenizeParams,
+    BaseParams,
+    TrainParams,
+    EvaluateParams,
+    TrackingParams,
+)
+"""The owners of the keys of the root params.yaml."""
+
+
+VALIDATION_SPLIT = "data/prepared/val.jsonl"
+"""The eval_json_path that stands for the validation split, as tokenize left it."""
+
+
+class Params:
+    """A params file that has been checked whole.
+
+    Raises InputError naming the key, what it got and what it wants.
+    """
+
+    def __init__(
+        self, path: str | Path = "params.yaml", owners: tuple[type[Any], ...] = PIPELINE
+    ) -> None:
+        self.path = path
+        self.values = _read_mapping(path)
+        types: dict[str, Any] = {}
+        for owner in owners:
+            types.update({field.name: field.type for field in dataclasses.fields(owner)})
+        for key in self.values:
+            if key not in types:
+                raise InputError(f"{path}: unknown key {key!r}{_did_you_mean(str(key), types)}")
+        for key, wanted in types.items():
+            if key not in self.values:
+                raise InputError(f"{path}: missing key {key!r}, wanted {_type_name(wanted)}")
+            self.values[key] = _typed(f"{path}: {key}", self.values[key], wanted)
+        for owner in owners:
+            self.section(owner)
+
+    def section(self, owner: type[Section]) -> Section:
+        """One owner's values."""
+        names = [field.name for field in dataclasses.fields(owner)]  # type: ignore[arg-type]
+        try:
+            return owner(**{name: self.values[name] for name in names})
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+
+def owned(params: Params, but: type[Any]) -> dict[str, Any]:
+    """The pipeline's params without those that only one owner reads."""
+    names = {f.name for owner in PIPELINE if owner is not but for f in dataclasses.fields(owner)}
+    return {key: value for key, value in params.values.items() if key in names}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads YAML 1.2 floats (DVC writes 1e-05, which YAML 1.1 calls a string)
+    and refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# https://yaml.org/spec/1.2.2/#1032-tag-resolution
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$"
+        r"|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _read_mapping(path: str | Path) -> dict[Any, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            # _Loader is a SafeLoader: plain data only
+            values = yaml.load(file, Loader=_Loader)  # noqa: S506
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, wanted the pipeline's parameters") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        # ValueError, TypeError: PyYAML's own on impossible dates, huge integers, unhashable keys
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: got {type(values).__name__}, wanted lines of 'key: value'")
+    return values
+
+
+def _typed(where: str, value: object, wanted: Any) -> Any:
+    """value as the wanted type; an integer may stand for a float, nothing else is converted."""
+    if get_origin(wanted) is Literal:
+        if value in get_args(wanted) and isinstance(value, str):
+            return value
+    elif wanted is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if math.isfinite(number):
+                return number
+    elif type(value) is wanted and (not isinstance(value, str) or value.isprintable()):
+        return value
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise InputError(f"{where}: got {shown}, wanted {_type_name(wanted)}")
+
+
+def _type_name(wanted: Any) -> str:
+    if get_origin(wanted) is Literal:
+        return " or ".join(get_args(wanted))
+    names = {
+        int: "an integer",
+        float: "a finite number",
+        bool: "true or false",
+        str: "printable text on one line",
+    }
+    return names[wanted]
+
+
+def _did_you_mean(key: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,10 @@
+"""Every run of the pipeline in MLflow: what went in, what came out, and how it ended.
+
+A run is opened by train and continued by evaluate. MLflow is reached by a thread; when it fails,
+training goes on and what it missed is sent later (journal.py).
+"""
+
+from simple_llama.tracking.location import main_root
+from simple_llama.tracking.run import Dataset, Run, evaluation_run, training_run
+
+__all__ = ["Dataset", "Run", "evaluation_run", "main_root", "training_run"]

@@ -1,0 +1,267 @@
+"""A run as the stages see it: opened, logged to from the training loop, ended truthfully."""
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from simple_llama.params import TrackingParams
+from simple_llama.tracking import origin
+from simple_llama.tracking.journal import Call, Outbox, Spool
+from simple_llama.tracking.location import Location
+from simple_llama.tracking.store import Store
+from simple_llama.tracking.stored_run import StoredRun
+from simple_llama.tracking.system import SystemMetrics
+
+SAMPLE_INTERVAL = 5.0
+"""Seconds between two samples of the machine's load."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a run was trained or evaluated on, for the Dataset column."""
+
+    name: str
+    digest: str
+    """Of the contents; MLflow keeps 36 characters."""
+    source: str
+    """The path it was read from."""
+    counts: Mapping[str, int]
+    """Examples, tokens and the like, by name."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Run:
+    """One MLflow run. What it is given is sent by a thread; no method raises for MLflow's sake."""
+
+    def __init__(self, settings: TrackingParams, opening: Call) -> None:
+        self._settings = settings
+        self._local_id: str = opening["local_id"]
+        self._location = Location.find()
+        self._stored: StoredRun | None = None
+        self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._step = 0
+        self._outbox = Outbox(
+            self._send,
+            Spool.of(self._location, settings.mlflow_experiment, opening),
+            SystemMetrics(),
+            sample_interval=SAMPLE_INTERVAL,
+        )
+        self._outbox.put(**opening)
+        self._outbox.start()
+
+    def _send(self, call: Call) -> None:
+        """Connect on the first call, from the thread: importing mlflow takes seconds."""
+        if self._stored is None:
+            experiment = self._settings.mlflow_experiment
+            store = Store(self._location, experiment)
+            for spool in Spool.orphans(self._location, experiment):
+                spool.replay(StoredRun(store).send)
+            store.kill_the_dead()
+            self._stored = StoredRun(store)
+        self._stored.send(call)
+
+    @property
+    def id(self) -> str:
+        """The run's id; where the store could not be reached yet, one that evaluation_run knows.
+
+        Waits until the store has answered.
+        """
+        self._outbox.wait()
+        known = self._stored.run_id if self._stored else None
+        return known or self._local_id
+
+    @property
+    def writer_cpu_seconds(self) -> float:
+        """Processor time of the sending thread so far."""
+        return self._outbox.cpu_seconds
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step: microseconds, whatever the store does."""
+        self._step = step
+        self._outbox.points(step, ((key, float(value)) for key, value in metrics.items()))
+
+    def log_final(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the whole run."""
+        values = {key: float(value) for key, value in metrics.items()}
+        self._outbox.put("final", metrics=values, timestamp=_milliseconds(), step=self._step)
+
+    def log_text(self, text: str, file: str) -> None:
+        self._outbox.put("text", text=text, file=file)
+
+    def log_dict(self, content: Mapping[str, Any], file: str) -> None:
+        self.log_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", file)
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], file: str) -> None:
+        """Add rows to a table artifact (a .json file)."""
+        table = self._tables.setdefault(file, [])
+        table.extend(dict(row) for row in rows)
+        self._outbox.put("table", rows=list(table), file=file)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file into an artifact folder; returns when that is done."""
+        self._outbox.put("files", path=str(path.resolve()), folder=folder)
+        self._outbox.wait()
+
+    def log_folder(self, path: Path, folder: str | None = None) -> None:
+        """Copy what a folder holds into an artifact folder; returns when that is done."""
+        self.log_file(path, folder)
+
+    def log_model(self, folder: Path) -> None:
+        """Copy a model folder and register it, where log_checkpoint is set.
+
+        To be called before log_final, whose metrics are then the model's too, and after describe.
+        """
+        if self._settings.log_checkpoint:
+            self._outbox.put("model", path=str(folder.resolve()), step=self._step)
+            self._outbox.wait()
+
+    def log_dataset(self, dataset: Dataset, context: str) -> None:
+        values = dataclasses.asdict(dataset)
+        values["profile"] = dict(values.pop("counts"))
+        self._outbox.put("dataset", **values, context=context)
+
+    def describe(self, text: str) -> None:
+        """What was trained on what and how it came out, for the run's Description."""
+        self.tag({"mlflow.note.content": text})
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self._outbox.put("tags", tags=dict(tags))
+
+    def _end(self, status: str, reason: str | None) -> None:
+        self._outbox.close(
+            {"do": "end", "status": status, "reason": reason, "end_time": _milliseconds()}
+        )
+
+
+@contextmanager
+def training_run(
+    settings: TrackingParams,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    dataset: Dataset,
+    run_id: str | None = None,
+) -> Iterator[Run]:
+    """A run for a training; run_id: continue that one, which was interrupted."""
+    opening = {
+        "do": "open",
+        "run_id": run_id,
+        **_opening(params, tags),
+        "claim": origin.process_tags(),
+    }
+    with _running(settings, opening) as run:
+        run.log_dataset(dataset, "training")
+        changes = origin.uncommitted_changes()
+        if changes:
+            run.log_text(changes, "config/uncommitted.patch")
+        yield run
+
+
+@contextmanager
+def evaluation_run(
+    settings: TrackingParams,
+    run_id: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    training_params: Mapping[str, Any] | None = None,
+    dataset: Dataset | None = None,
+) -> Iterator[Run]:
+    """Continue a training's run with its evaluation.
+
+    If it already holds another evaluation, or the database lost it: a new run tagged with
+    source_run_id, to which the training's params are copied (training_params where the database
+    no longer knows them).
+    """
+    common = _opening(params, tags)
+    code = {f"evaluation.{key}": common["tags"].get(key, "") for key in ("git.commit", "git.dirty")}
+    opening = {
+        "do": "open_evaluation",
+        "run_id": run_id,
+        "training_params": _texts(training_params or {}),
+        **common,
+        "claim": {**origin.process_tags(), **code, **tags},
+    }
+    with _running(settings, opening) as run:
+        if dataset is not None:
+            run.log_dataset(dataset, "evaluation")
+        yield run
+
+
+def _opening(params: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    known = {
+        **origin.git_tags(),
+        **origin.dvc_tags(),
+        **origin.environment_tags(),
+        **origin.source_tags(),
+        **origin.process_tags(),
+        **tags,
+    }
+    return {
+        "local_id": uuid.uuid4().hex,
+        "name": origin.run_name(known),
+        "start_time": _milliseconds(),
+        "tags": known,
+        "params": _texts(params),
+    }
+
+
+@contextmanager
+def _running(settings: TrackingParams, opening: Call) -> Iterator[Run]:
+    with _terminated_by_signal():
+        run = Run(settings, opening)
+        try:
+            yield run
+        except BaseException as error:
+            run._end(*status_of(error))
+            raise
+        run._end(*status_of(None))
+
+
+def status_of(error: BaseException | None) -> tuple[str, str | None]:
+    """MLflow's status of a run that ended so, and the reason where it is not FINISHED."""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "FINISHED", None
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        return "KILLED", "SIGTERM" if isinstance(error, Terminated) else "interrupted (Ctrl-C)"
+    return "FAILED", f"{type(error).__name__}: {error}"[:1000]
+
+
+@contextmanager
+def _terminated_by_signal() -> Iterator[None]:
+    """Turn SIGTERM into Terminated: the default ends the process without a word to anyone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)

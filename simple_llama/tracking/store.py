@@ -1,0 +1,107 @@
+"""The MLflow store: opening it, and one run in it. Only here is mlflow imported, and only on use.
+
+Every method of StoredRun is a call that a journal can hold: its arguments are JSON, and sending
+it twice leaves the store as sending it once.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from simple_llama.tracking import origin
+from simple_llama.tracking.journal import Call, Point, Refused
+from simple_llama.tracking.location import Location, file_lock
+
+LOCAL_ID = "local_id"
+"""The tag with the id a run had before the store gave it one."""
+EVALUATION = "evaluation"
+"""The tag that says how far a run's evaluation is: RUNNING, FINISHED, FAILED or KILLED."""
+EVALUATION_ID = "evaluation.id"
+"""The tag that says which evaluation that is."""
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # a server that is down is retried from the spool; MLflow's 7 tries take minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+# else the UI guesses at an application built on language models, and hides models and charts
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def import_mlflow() -> Any:
+    """mlflow, silent and without telemetry (what the user's environment says comes first)."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    import mlflow.data
+
+    # the dozens of migrations of a new database are no news to anyone
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return mlflow
+
+
+class Store:
+    """An open tracking store and the experiment in it."""
+
+    def __init__(self, location: Location, experiment: str) -> None:
+        self.mlflow = import_mlflow()
+        self.location = location
+        self.name = experiment
+        # a database that is being made by two processes at once breaks
+        with file_lock(location.lock):
+            self.client = self.mlflow.MlflowClient(location.uri, location.uri)
+            found = self.client.get_experiment_by_name(experiment)
+            self.experiment_id: str = found.experiment_id if found else self._create_experiment()
+
+    def _create_experiment(self) -> str:
+        place = self.location.artifacts_of(self.name)
+        try:
+            return str(
+                self.client.create_experiment(
+                    self.name, artifact_location=place, tags=_EXPERIMENT_TAGS
+                )
+            )
+        except self.mlflow.MlflowException:
+            # another machine was faster
+            found = self.client.get_experiment_by_name(self.name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def find(self, run_id: str) -> Any | None:
+        """The run with this id, or with this local id; None: neither, or it was deleted."""
+        try:
+            run = self.client.get_run(run_id)
+        except self.mlflow.MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            run = self._by_local_id(run_id)
+        return None if run is None or run.info.lifecycle_stage == "deleted" else run
+
+    def _by_local_id(self, local_id: str) -> Any | None:
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.{LOCAL_ID} = '{local_id}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def kill_the_dead(self) -> None:
+        """Mark runs KILLED that are RUNNING for a process of this machine that is gone."""
+        running = self.client.search_runs(
+            [self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000
+        )
+        for run in running:
+            if origin.is_dead(run.data.tags):
+                self.client.set_tag(run.info.run_id, "failure", "the process died")
+                if run.data.tags.get(EVALUATION) == "RUNNING":
+                    self.client.set_tag(run.info.run_id, EVALUATION, "KILLED")
+                self.client.set_terminated(run.info.run_id, "KILLED")

@@ -1,0 +1,58 @@
+"""The machine's load under the names of MLflow's own system metrics, which its UI groups.
+
+MLflow's monitor has a thread of its own, asks the store at each sample whether the run still
+runs, and gives nothing for a run shorter than its interval; its collectors are used without it.
+"""
+
+from typing import Any
+
+from simple_llama.tracking.store import import_mlflow
+
+
+class SystemMetrics:
+    """Samples CPU, memory, disk, network and, where nvidia-ml-py is installed, NVIDIA GPUs."""
+
+    def __init__(self) -> None:
+        self._monitors: list[Any] | None = None
+
+    def __call__(self) -> dict[str, float]:
+        """The load since the call before (none at the first), in the unit that each name ends in.
+
+        Never raises: a sensor that fails is left out.
+        """
+        if self._monitors is None:
+            self._monitors = _monitors()
+            self._collect()
+            return {}
+        return self._collect()
+
+    def _collect(self) -> dict[str, float]:
+        sample: dict[str, float] = {}
+        for monitor in list(self._monitors or []):
+            try:
+                monitor.collect_metrics()
+                sample.update(monitor.aggregate_metrics())
+                monitor.clear_metrics()
+            except Exception:
+                assert self._monitors is not None
+                self._monitors.remove(monitor)
+        return {f"system/{key}": float(value) for key, value in sample.items()}
+
+
+def _monitors() -> list[Any]:
+    try:
+        import_mlflow()
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    except ImportError:
+        return []
+    monitors = []
+    for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+        try:
+            monitors.append(kind())
+        except Exception:
+            # no GPU, no NVML, no permission: MLflow raises many types here
+            continue
+    return monitors

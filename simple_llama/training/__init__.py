@@ -1,0 +1,1 @@
+"""Weights and batches to better weights."""

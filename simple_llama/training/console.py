@@ -1,0 +1,77 @@
+"""What a person sees of a training: a progress bar on a terminal, plain lines elsewhere."""
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+from tqdm import tqdm
+
+from simple_llama.data.batches import Plan
+from simple_llama.model.decoder import Decoder
+from simple_llama.training.loop import StepRecord
+
+LINE_SECONDS = 10.0
+"""Between two lines where there is no terminal."""
+
+
+class Console:
+    """An Observer that prints. `decode` turns token ids into text, for the samples."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self.decode = decode
+        self.tokens = 0
+        self.seconds = 0.0
+        self.last_line = perf_counter()
+
+    def started(self, plan: Plan) -> None:
+        print(
+            f"training: {plan.steps:,} steps of up to {plan.step_examples} examples, "
+            f"{plan.steps_per_epoch:,} steps an epoch",
+            flush=True,
+        )
+        self.steps = plan.steps
+        self.bar = tqdm(total=plan.steps, unit="step", disable=None, dynamic_ncols=True)
+
+    def stepped(self, record: StepRecord) -> None:
+        self.tokens += record.tokens
+        self.seconds += record.seconds
+        speed = self.tokens / self.seconds
+        figures = f"loss {record.loss:.3f}  lr {record.lr:.2e}  {speed:,.0f} tok/s"
+        self.bar.set_postfix_str(figures, refresh=False)
+        self.bar.update()
+        now = perf_counter()
+        if self.bar.disable and (now - self.last_line >= LINE_SECONDS or record.step == self.steps):
+            left = self.seconds / record.step * (self.steps - record.step)
+            print(
+                f"step {record.step:,}/{self.steps:,}  epoch {record.epoch:.2f}  {figures}  "
+                f"{left:,.0f} s left",
+                flush=True,
+            )
+            self.last_line = now
+
+    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+        if full:
+            self._say(f"step {step:,}: validation loss {loss:.4f} over all {examples:,} examples")
+
+    def sampled(
+        self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+    ) -> None:
+        self._say(f"step {step:,}: samples")
+        for prompt, reply in zip(prompts, replies, strict=True):
+            question = " ".join(self.decode(prompt).split())[-70:]
+            self._say(f"  ...{question}  ->  {' '.join(self.decode(reply).split())[:100]}")
+
+    def improved(self, model: Decoder) -> None:
+        pass
+
+    def epoch_ended(self, epoch: int, model: Decoder) -> None:
+        pass
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+    def _say(self, line: str) -> None:
+        if self.bar.disable:
+            print(line, flush=True)
+        else:
+            self.bar.write(line)

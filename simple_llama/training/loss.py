@@ -1,0 +1,92 @@
+"""The loss: cross-entropy summed over supervised tokens, to be divided by their number.
+
+Sums, not means, so that micro-batches, last partial batches and ranks weigh every token alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simple_llama.data.batches import Indices, MicroBatch, micro_batches
+from simple_llama.data.tokens import Tokens
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import autocast
+
+
+def supervised_logits(
+    model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Logits (S, V) at the positions that predict a supervised token, and nowhere else.
+
+    `forward` may be a compiled form of the model.
+    """
+    hidden = (forward or model)(batch.ids)  # (B, T, D)
+    return model.logits(hidden.flatten(0, 1)[batch.positions])
+
+
+def summed_loss(
+    model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Cross-entropy in nats, summed over the batch's supervised tokens."""
+    return F.cross_entropy(
+        supervised_logits(model, batch, forward), batch.targets, reduction="sum"
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model makes of N examples, each (N,): sums over their supervised tokens."""
+
+    loss: NDArray[np.float64]
+    """Nats."""
+    tokens: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    """Tokens that were the most likely one."""
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per supervised token."""
+        return float(self.loss.sum() / self.tokens.sum())
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.sum() / self.tokens.sum())
+
+
+@torch.inference_mode()
+def score(
+    model: Decoder,
+    tokens: Tokens,
+    examples: Indices,
+    *,
+    budget: int,
+    pad_id: int,
+    precision: str,
+) -> Scores:
+    """Score examples in eval mode, without touching any random state.
+
+    In order of `examples`, whatever the micro-batches of at most `budget` padded tokens.
+    """
+    device = next(model.parameters()).device
+    loss = np.zeros(len(tokens), np.float64)
+    count = np.zeros(len(tokens), np.int64)
+    correct = np.zeros(len(tokens), np.int64)
+    was_training = model.training
+    model.eval()
+    for on_cpu in micro_batches(tokens, examples, budget=budget, pad_id=pad_id):
+        batch = on_cpu.to(device)
+        with autocast(device, precision):
+            logits = supervised_logits(model, batch)
+        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        hits = logits.argmax(dim=-1) == batch.targets
+        rows, size = on_cpu.rows.numpy(), len(batch.examples)
+        loss[batch.examples] = np.bincount(rows, losses.double().cpu().numpy(), size)
+        count[batch.examples] = np.bincount(rows, minlength=size)
+        correct[batch.examples] = np.bincount(rows, hits.cpu().numpy(), size)
+    model.train(was_training)
+    return Scores(loss[examples], count[examples], correct[examples])

@@ -1,0 +1,204 @@
+"""`python -m stages.evaluate`: models/sft and its base on the validation split, or a held-out
+file → reports/eval.json, models/samples.jsonl, models/report.html."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simple_llama import tracking
+from simple_llama.data.batches import split_reply
+from simple_llama.data.examples import read_examples
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError, one_line_errors
+from simple_llama.evaluation.metrics import Evaluation, evaluate, reference, summarise
+from simple_llama.evaluation.report import ReportInput, render
+from simple_llama.files import atomic_write, digest, read_csv, read_json, write_json
+from simple_llama.model.device import pick_device
+from simple_llama.model.folder import check_fits, load_model
+from simple_llama.params import (
+    VALIDATION_SPLIT,
+    BaseParams,
+    EvaluateParams,
+    Params,
+    TrackingParams,
+    owned,
+)
+
+MODEL = "models/sft"
+TOKENIZER = "data/tokens/tokenizer"
+TOKENS = ("data/tokens/train.safetensors", "data/tokens/val.safetensors")
+SAMPLES = Path("models/samples.jsonl")
+REPORT = Path("models/report.html")
+HISTOGRAM_BUCKETS = 24
+
+
+def main() -> None:
+    with one_line_errors():
+        all_params = Params()
+        params = all_params.section(EvaluateParams)
+        base = all_params.section(BaseParams).model_path
+        tokenizer = ChatTokenizer.from_folder(TOKENIZER)
+        tokens, categories, data = load(params, tokenizer)
+        training_params = owned(all_params, EvaluateParams)
+        settings = {k: v for k, v in all_params.values.items() if k not in training_params}
+        with tracking.evaluation_run(
+            all_params.section(TrackingParams),
+            read_json("models/run.json")["run_id"],
+            params=settings,
+            tags={},
+            training_params=training_params,
+        ) as run:
+            evaluations = {}
+            for name, folder in (("base", base), ("tuned", MODEL)):
+                check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
+                model = load_model(folder, pick_device(params.device))
+                print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
+                evaluations[name] = evaluate(model, tokens, tokenizer, params)
+            result = summarise(evaluations["tuned"], evaluations["base"], categories, data)
+            samples = compare(tokens, tokenizer, categories, evaluations)
+            write(result, samples, all_params)
+            record(run, result, samples, base, all_params)
+        print(summary(result))
+
+
+def load(
+    params: EvaluateParams, tokenizer: ChatTokenizer
+) -> tuple[Tokens, list[str | None], str]:
+    """What is evaluated: tokens, categories, and a sentence that says what it is."""
+    path = params.eval_json_path
+    examples = list(read_examples(path, params.system_prompt))
+    if path == VALIDATION_SPLIT:
+        tokens = Tokens.read(TOKENS[1])
+        kept = [examples[row] for row in tokens.rows]
+        sentence = (
+            f"The validation split, {len(tokens):,} examples. It also chose the best checkpoint, "
+            "so it is not independent of the training."
+        )
+        return tokens, [example.category for example in kept], sentence
+    encoded = tokenizer.encode([example.messages for example in examples], params.supervise)
+    pairs = [
+        (pair, example)
+        for pair, example in zip(encoded, examples, strict=True)
+        if len(pair[0]) <= params.max_seq_len
+    ]
+    if not pairs:
+        raise InputError(
+            f"{path}: none of its {len(examples)} examples has at most max_seq_len "
+            f"({params.max_seq_len}) tokens"
+        )
+    sentence = (
+        f"The held-out file {path} ({digest([path])[:12]}), {len(pairs):,} examples; "
+        f"{len(examples) - len(pairs):,} longer than max_seq_len are left out. "
+        "It chose no checkpoint; that it shares no example with the training data is not checked."
+    )
+    return (
+        Tokens.from_examples([pair for pair, _ in pairs]),
+        [example.category for _, example in pairs],
+        sentence,
+    )
+
+
+def compare(
+    tokens: Tokens,
+    tokenizer: ChatTokenizer,
+    categories: Sequence[str | None],
+    evaluations: dict[str, Evaluation],
+) -> list[dict[str, Any]]:
+    """The answered examples side by side: prompt, reference, base answer, tuned answer."""
+    base, tuned = evaluations["base"], evaluations["tuned"]
+    return [
+        {
+            "category": categories[example],
+            "prompt": tokenizer.decode(split_reply(tokens, example)[0]),
+            "reference": reference(tokens, tokenizer, example),
+            "base": base.replies[example],
+            "tuned": tuned.replies[example],
+            "base_match": base.matches.get(example),
+            "match": tuned.matches.get(example),
+        }
+        for example in sorted(tuned.replies)
+    ]
+
+
+def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params) -> None:
+    """The stage's outs."""
+    write_json("reports/eval.json", result)
+    with atomic_write(SAMPLES) as file:
+        for sample in samples:
+            file.write(f"{json.dumps(sample, ensure_ascii=False)}\n".encode())
+    lengths = np.concatenate([Tokens.read(path).lengths for path in TOKENS])
+    page = render(
+        ReportInput(
+            prepare=read_json("reports/prepare.json"),
+            tokenize=read_json("reports/tokenize.json"),
+            train=read_json("reports/train.json"),
+            evaluation=result,
+            train_curve=read_csv("reports/curves/train.csv"),
+            val_curve=read_csv("reports/curves/val.csv"),
+            lengths=histogram(lengths),
+            samples=samples,
+            params=params.values,
+            facts=facts(params),
+        )
+    )
+    with atomic_write(REPORT) as file:
+        file.write(page.encode())
+
+
+def histogram(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> list[tuple[int, int, int]]:
+    """(from, to inclusive, examples) in buckets of equal width, in tokens."""
+    width = -(-int(lengths.max()) // HISTOGRAM_BUCKETS)
+    counts = np.bincount((lengths - 1) // width)
+    return [(i * width + 1, (i + 1) * width, int(n)) for i, n in enumerate(counts)]
+
+
+def facts(params: Params) -> dict[str, str]:
+    """What was trained on what."""
+    values = params.values
+    weights = "full fine-tuning" + (f", dropout {values['dropout']}" if values["dropout"] else "")
+    return {
+        "Base model": values["model_path"],
+        "Data": values["ft_json_path"],
+        "Tokenizer": values["tokenizer_path"],
+        "Trained": f"{weights}, supervising {values['supervise'].replace('_', ' ')}",
+        "Step": f"{values['batch_size'] * values['grad_accum_steps']} examples, "
+        f"{values['lr_schedule']} schedule from {values['max_lr']:g} to {values['min_lr']:g}",
+    }
+
+
+def record(
+    run: tracking.Run,
+    result: dict[str, Any],
+    samples: list[dict[str, Any]],
+    base: str,
+    params: Params,
+) -> None:
+    """The same for MLflow."""
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    run.log_final({f"eval_{key}": value for key, value in numbers.items()})
+    run.log_file(REPORT)
+    run.log_table(samples, "samples/evaluation.json")
+    train = read_json("reports/train.json")
+    run.describe(
+        f"{base} fine-tuned on {params.values['ft_json_path']}, {train['steps']:,} steps.  \n"
+        f"{summary(result)}"
+    )
+
+
+def summary(result: dict[str, Any]) -> str:
+    """In a line: 'validation loss 3.21 -> 0.45, exact match 0.0% -> 71.2%'."""
+    line = f"validation loss {result['base_val_loss']:.4f} -> {result['val_loss']:.4f}"
+    if result["exact_match"] is not None:
+        line += (
+            f", exact match {result['base_exact_match']:.1%} -> {result['exact_match']:.1%} "
+            f"of {result['exact_match_examples']:,}"
+        )
+    return line
+
+
+if __name__ == "__main__":
+    main()

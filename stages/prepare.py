@@ -1,0 +1,38 @@
+"""`python -m stages.prepare`: ft_json_path → data/prepared/*.jsonl and reports/prepare.json."""
+
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from simple_llama.data.examples import prepare
+from simple_llama.errors import one_line_errors
+from simple_llama.files import write_json
+from simple_llama.params import Params, PrepareParams
+
+
+def main() -> None:
+    with one_line_errors():
+        params = Params().section(PrepareParams)
+        # on a terminal, and if it takes longer than 3 seconds
+        watch = partial(tqdm, desc="prepare", unit=" examples", delay=3, disable=None)
+        report = prepare(params, "data/prepared", watch)
+        write_json("reports/prepare.json", report)
+        print(summary(params, report))
+
+
+def summary(params: PrepareParams, report: dict[str, Any]) -> str:
+    """What a user looks at: the counts, and why rows were rejected."""
+    lines = [f"{params.ft_json_path}: {report['examples']:,} examples"]
+    rows = {name: report[name] for name in ("train", "val", "duplicates", "rejected")}
+    rows |= {f"  {reason}": times for reason, times in report["rejected_by_reason"].items()}
+    lines += [f"  {name:<24}{number:>12,}" for name, number in rows.items()]
+    like = report["val_prompts_like_train"]
+    lines.append(f"  {like:.1%} of val prompts differ from a train prompt in digits or names only")
+    if report["rejected"]:
+        lines.append("  each rejected row, with its reason: data/prepared/rejected.jsonl")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

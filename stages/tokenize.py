@@ -1,0 +1,52 @@
+"""`python -m stages.tokenize`: data/prepared → data/tokens and reports/tokenize.json."""
+
+import json
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+from simple_llama.data.tokens import tokenize
+from simple_llama.errors import one_line_errors
+from simple_llama.files import write_json
+from simple_llama.params import Params, TokenizeParams
+
+DROPPED = "data/tokens/dropped.jsonl"
+
+
+def main() -> None:
+    with one_line_errors():
+        params = Params().section(TokenizeParams)
+        # on a terminal, and if it takes longer than 3 seconds
+        watch = partial(tqdm, desc="tokenize", unit=" examples", delay=3, disable=None)
+        report = tokenize(params, "data/prepared", "data/tokens", watch)
+        write_json("reports/tokenize.json", report)
+        print(summary(params, report))
+
+
+def summary(params: TokenizeParams, report: dict[str, Any]) -> str:
+    """What a user looks at: sizes, lengths, unknown tokens and what was dropped."""
+    tokens, supervised = report["tokens"], report["supervised_tokens"]
+    rows = {
+        "train / val examples": f"{report['train_examples']:,} / {report['val_examples']:,}",
+        "tokens": f"{tokens:,}",
+        "supervised tokens": f"{supervised:,} ({supervised / tokens:.1%})",
+        "unknown tokens": f"{report['unknown_token_rate']:.4%}",
+        "length p50 / p95 / max": " / ".join(
+            f"{report[f'length_{name}']:,}" for name in ("p50", "p95", "max")
+        ),
+        f"dropped, over {params.max_seq_len:,} tokens": f"{report['dropped_too_long']:,}",
+    }
+    lines = [f"{params.tokenizer_path}, supervise {params.supervise}"]
+    lines += [f"  {name:<28}{value}" for name, value in rows.items()]
+    if report["dropped_too_long"]:
+        with open(DROPPED, encoding="utf-8") as file:
+            first = [json.loads(line) for line in islice(file, 3)]
+        ids = ", ".join(f"{record['id']} ({record['length']:,})" for record in first)
+        lines.append(f"  dropped first: {ids}; all in {DROPPED}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

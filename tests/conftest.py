@@ -1,0 +1,36 @@
+"""What several test modules build on."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+CONTROL_TOKENS = ["<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>"]
+TEXTS = [
+    "You are a helpful assistant. What is the capital of Lusaria? The capital is Pertola.",
+    "How many apples are left? 12 - 5 = 7, so 7 apples are left.",
+    'Sort the list: pear, fig, apple. {"answer": ["apple", "fig", "pear"]}',
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json: byte-level BPE of some 300 entries in which nothing is unknown."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<UNK>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=CONTROL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path

@@ -1,0 +1,258 @@
+"""Rows → train and val: nothing lost, nothing on both sides, nothing half-written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from simple_llama.data.examples import normalised, pattern, prepare, read_examples
+from simple_llama.errors import InputError
+from simple_llama.params import PrepareParams
+
+SYSTEM = "You are a helpful assistant."
+
+
+def params(path: Path, **changes: Any) -> PrepareParams:
+    values: dict[str, Any] = {
+        "ft_json_path": str(path),
+        "train_split": 0.8,
+        "max_rejected": 1.0,
+        "system_prompt": SYSTEM,
+        "seed": 89,
+    }
+    return PrepareParams(**{**values, **changes})
+
+
+def row(user: str, reply: str = "yes", **more: Any) -> dict[str, Any]:
+    return {"Template": ["CUSTOM"], "User": [user], "Assistant": [reply], **more}
+
+
+def rows(number: int) -> list[dict[str, Any]]:
+    return [row(f"question {index}") for index in range(number)]
+
+
+def write(folder: Path, value: Any) -> Path:
+    path = folder / "raw.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_what_a_prepared_record_looks_like(tmp_path: Path) -> None:
+    raw = [row("q0", "a0", Category="facts"), row("q1", Template="Be brief."), *rows(40)]
+    prepare(params(write(tmp_path, raw)), tmp_path)
+    records = {
+        record["id"]: record
+        for side in ("train", "val")
+        for record in read(tmp_path / f"{side}.jsonl")
+    }
+    assert records["raw.json[0]"] == {
+        "id": "raw.json[0]",
+        "category": "facts",
+        "messages": [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": "q0"},
+            {"role": "assistant", "content": "a0"},
+        ],
+    }
+    assert records["raw.json[1]"]["messages"][0]["content"] == "Be brief."
+    assert "category" not in records["raw.json[1]"]
+
+
+def test_report_and_rejected_rows(tmp_path: Path) -> None:
+    bad = [{"User": ["a", "b"], "Assistant": ["c"]}, row("q", " \n"), row("\0"), row("\ud800")]
+    raw = [*rows(50), *bad, row("  Question 3 ", "YES"), row("question 4")]
+    report = prepare(params(write(tmp_path, raw)), tmp_path)
+    assert {key: report[key] for key in list(report)[:4]} == {
+        "examples": 56,
+        "kept": 50,
+        "rejected": 4,
+        "duplicates": 2,
+    }
+    assert report["train"] + report["val"] == 50
+    assert report["rejected_by_reason"] == {
+        "empty text": 1,
+        "forbidden character": 2,
+        "turns do not pair up": 1,
+    }
+    assert read(tmp_path / "rejected.jsonl") == [
+        {
+            "id": "raw.json[50]",
+            "reason": "'User' has 2 turns, 'Assistant' 1",
+            "content": bad[0],
+        },
+        {"id": "raw.json[51]", "reason": "the reply of turn 1 is empty", "content": bad[1]},
+        {"id": "raw.json[52]", "reason": "NUL (U+0000) in the text", "content": bad[2]},
+        {
+            "id": "raw.json[53]",
+            "reason": "a lone surrogate (U+D800) in the text",
+            "content": json.dumps(bad[3]),
+        },
+    ]
+
+
+def sides(path: Path, folder: Path, **changes: Any) -> dict[str, str]:
+    """First prompt → train or val."""
+    prepare(params(path, **changes), folder)
+    return {
+        record["messages"][1]["content"]: side
+        for side in ("train", "val")
+        for record in read(folder / f"{side}.jsonl")
+    }
+
+
+def test_adding_rows_never_moves_an_old_one(tmp_path: Path) -> None:
+    raw = rows(300)
+    old = sides(write(tmp_path, raw), tmp_path)
+    new = sides(write(tmp_path, [*rows(900)[::-1], row("another")]), tmp_path)
+    assert {prompt: new[prompt] for prompt in old} == old
+    assert 0.7 < list(new.values()).count("train") / len(new) < 0.9
+    other_seed = sides(write(tmp_path, raw), tmp_path, seed=90)
+    assert other_seed != old
+    # a larger share only ever moves examples from val to train
+    larger = sides(write(tmp_path, raw), tmp_path, train_split=0.9)
+    assert all(larger[prompt] == "train" for prompt in old if old[prompt] == "train")
+
+
+def test_the_same_prompt_never_stands_on_both_sides(tmp_path: Path) -> None:
+    raw = [
+        row(form.format(index), f"reply {reply}")
+        for index in range(60)
+        for reply, form in enumerate(("is it {}?", "Is it  {}?", "is\u00a0it {}?\n", "IS IT {}?"))
+    ]
+    prepare(params(write(tmp_path, raw)), tmp_path)
+    prompts = {
+        side: {normalised(one.first_prompt) for one in read_examples(tmp_path / f"{side}.jsonl")}
+        for side in ("train", "val")
+    }
+    assert prompts["train"] and prompts["val"] and not prompts["train"] & prompts["val"]
+
+
+def test_share_of_val_prompts_that_follow_a_train_prompts_pattern(tmp_path: Path) -> None:
+    raw = [row(f"How many has Anna got of {index}?") for index in range(200)]
+    assert prepare(params(write(tmp_path, raw)), tmp_path)["val_prompts_like_train"] == 1.0
+    letters = "abcdefghijklmnop"
+    raw = [row(f"tell me about {a}{b}") for a in letters for b in letters]
+    assert prepare(params(write(tmp_path, raw)), tmp_path)["val_prompts_like_train"] == 0.0
+
+
+def test_pattern_is_the_same_for_ascii_and_other_text() -> None:
+    assert pattern("Is Anna  12 or 3B?") == "A A 0 or 0A?"
+    assert pattern("Is Änna 12 or 3B, é?") == "A A 0 or 0A, é?"
+
+
+@pytest.mark.parametrize(
+    ("raw", "changes", "message"),
+    [
+        (
+            [*rows(20), row("", "a"), row("x", ""), {}],
+            {"max_rejected": 0.1},
+            r"3 of 23 examples rejected.*'empty text' \(2\), first raw.json\[20\]: the prompt of",
+        ),
+        ([{}, {}], {}, "no example left"),
+        ([row("one")] * 5, {}, "no example on the (validation|training) side of 1"),
+    ],
+)
+def test_nothing_half_written_when_it_stops(
+    tmp_path: Path, raw: list[Any], changes: dict[str, Any], message: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=message):
+        prepare(params(write(tmp_path, raw), **changes), out)
+    assert [path.name for path in out.iterdir()] == ["rejected.jsonl"]
+
+
+def test_an_unreadable_file_leaves_the_last_result_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(params(write(tmp_path, rows(50))), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(rows(50))[:-20])
+    with pytest.raises(InputError, match="truncated"):
+        prepare(params(bad), out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def check_any_bytes(folder: Path, data: bytes) -> int | None:
+    """A valid split with kept + rejected + duplicates = examples, or one clear line.
+
+    The number of examples, or None.
+    """
+    path = folder / "any.json"
+    path.write_bytes(data)
+    try:
+        report = prepare(params(path, train_split=0.5), folder / "out")
+    except InputError as error:
+        assert str(error) and "\n" not in str(error)
+        return None
+    written = {name: read(folder / "out" / f"{name}.jsonl") for name in ("train", "val")}
+    assert report["kept"] == len(written["train"]) + len(written["val"])
+    assert report["rejected"] == len(read(folder / "out" / "rejected.jsonl"))
+    assert report["rejected"] == sum(report["rejected_by_reason"].values())
+    assert report["kept"] + report["rejected"] + report["duplicates"] == report["examples"]
+    for side in written:
+        for one in read_examples(folder / "out" / f"{side}.jsonl"):
+            assert all(message["content"].strip() for message in one.messages)
+    examples: int = report["examples"]
+    return examples
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200))
+@example(b"[" + b"{}," * 3 + b"{}]")
+def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    check_any_bytes(tmp_path_factory.getbasetemp(), data)
+
+
+TEXT = st.text(max_size=5) | st.sampled_from(["CUSTOM", "<EOA>", "\ud800", "\0", " ", "q\r\n"])
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+NEARLY = st.fixed_dictionaries(
+    {},
+    optional={
+        "Template": ANY | TEXT,
+        "User": ANY | TEXT | st.lists(TEXT, max_size=3),
+        "Assistant": ANY | TEXT | st.lists(TEXT, max_size=3),
+        "Category": ANY | TEXT,
+        "messages": ANY
+        | st.lists(
+            st.fixed_dictionaries(
+                {"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXT | ANY}
+            ),
+            max_size=5,
+        ),
+    },
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(NEARLY | ANY, max_size=8), st.booleans())
+def test_any_rows(tmp_path_factory: pytest.TempPathFactory, raw: list[Any], as_lines: bool) -> None:
+    # these stand on both sides, and a first line that is a list would open an array
+    raw = [*rows(8), *raw]
+    text = "\n".join(map(json.dumps, raw)) if as_lines else json.dumps(raw)
+    assert check_any_bytes(tmp_path_factory.getbasetemp(), text.encode()) == len(raw)
+
+
+def test_a_conversation_of_ten_thousand_turns(tmp_path: Path) -> None:
+    long = {"User": ["q"] * 10_000, "Assistant": ["a"] * 10_000}
+    report = prepare(params(write(tmp_path, [long, *rows(50)])), tmp_path)
+    assert (report["kept"], report["rejected"]) == (51, 0)
+
+
+def test_prepared_files_are_read_back(tmp_path: Path) -> None:
+    prepare(params(write(tmp_path, rows(50))), tmp_path)
+    first = next(read_examples(tmp_path / "train.jsonl"))
+    assert first.id.startswith("raw.json[") and first.messages[0]["content"] == SYSTEM
+    (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(InputError, match=r"train.jsonl\[0\]: 'messages' holds no user turn"):
+        list(read_examples(tmp_path / "train.jsonl"))

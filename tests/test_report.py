@@ -1,0 +1,396 @@
+"""The report page: safe, self-contained, the same every time, and whole on the strangest input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import string
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simple_llama.evaluation.charts import finite_points, smooth, thin, tick_text, ticks
+from simple_llama.evaluation.page import decimal, esc, percent
+from simple_llama.evaluation.report import SAMPLES_KEPT, ReportInput, render
+from simple_llama.evaluation.scorecard import moved, wilson_interval
+
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Reads a page back, insisting that every tag is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def example(**changes: Any) -> ReportInput:
+    report = ReportInput(
+        prepare={
+            "examples": 3600,
+            "kept": 3401,
+            "rejected": 57,
+            "duplicates": 142,
+            "train": 2921,
+            "val": 480,
+            "rejected_by_reason": {"reply is empty": 31, "not an object": 26},
+            "val_prompts_like_train": 0.2375,
+        },
+        tokenize={
+            "train_examples": 2915,
+            "val_examples": 478,
+            "dropped_too_long": 8,
+            "tokens": 412345,
+            "supervised_tokens": 98211,
+            "unknown_token_rate": 0.0002,
+            "length_p50": 82,
+            "length_p95": 260,
+            "length_max": 412,
+        },
+        train={"steps": 90, "epochs": 3, "best_val_loss": 0.808, "best_step": 60},
+        evaluation={
+            "val_loss": 0.811,
+            "val_perplexity": 2.25,
+            "val_token_accuracy": 0.782,
+            "exact_match": 0.613,
+            "exact_match_examples": 448,
+            "base_val_loss": 2.357,
+            "base_token_accuracy": 0.431,
+            "base_exact_match": 0.031,
+            "examples": 478,
+            "supervised_tokens": 15402,
+            "data": "Evaluated on the validation split.",
+            "by_category": {"arithmetic": category(300), "spelling": category(178)},
+        },
+        train_curve=[
+            {"step": s, "epoch": s / 30, "loss": 2 / s + 0.7, "lr": 3e-4 / s, "grad_norm": 1.0}
+            for s in range(1, 91)
+        ],
+        val_curve=[{"step": s, "val_loss": 2.3 - s / 60} for s in range(0, 91, 30)],
+        lengths=[(1, 64, 900), (65, 128, 1500), (129, 412, 993)],
+        samples=[sample(prompt="What is 17 + 25?", reference="42", base="17 17", tuned="42")],
+        params={"model_path": "models/demo/base", "max_lr": 3e-4, "eval_json_path": None},
+        facts={"Base model": "models/demo/base, 1.0M parameters"},
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def category(examples: int) -> dict[str, Any]:
+    return {
+        "examples": examples,
+        "val_loss": 0.61,
+        "base_val_loss": 2.45,
+        "exact_match_examples": examples,
+        "exact_match": 0.7125,
+        "base_exact_match": None,
+    }
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    plain = {"category": "arithmetic", "prompt": "p", "reference": "r", "base": "b", "tuned": "t"}
+    return plain | {"match": True, "base_match": False} | changes
+
+
+def empty() -> ReportInput:
+    return ReportInput(
+        prepare={},
+        tokenize={},
+        train={},
+        evaluation={},
+        train_curve=[],
+        val_curve=[],
+        lengths=[],
+        samples=[],
+        params={},
+        facts={},
+    )
+
+
+def test_shows_what_it_was_given() -> None:
+    text = Page(render(example())).text
+    assert (
+        "Fine-tuned models/demo/base on 2,915 conversations for 3 epochs. "
+        "Validation loss fell from 2.357 to 0.811, exact match rose from 3.1% to 61.3%." in text
+    )
+    assert "65.6% lower, better" in text
+    assert "+58.2 points, better" in text
+    assert "Evaluated on the validation split." in text
+    assert "best: step 60" in text
+    assert "arithmetic 300 2.450 0.610 – 71.2% 300" in text
+    assert "− rejected 57 reply is empty 31 not an object 26 − duplicates 142 = kept 3,401" in text
+    assert "23.8% of the validation prompts differ" in text
+    assert "0.02%" in text
+    assert "models/demo/base, 1.0M parameters" in text
+    assert "Reference 42 Base model ✗ differs 17 17 Tuned model ✓ matches 42" in text
+    assert "max_lr 0.0003 eval_json_path null" in text
+
+
+def test_sections_stand_in_the_order_of_the_story() -> None:
+    html = render(example())
+    titles = re.findall(r"<h2>(.*?)</h2>", html)
+    assert titles == [
+        "What was trained on what",
+        "Training",
+        "By category",
+        "Length",
+        "Where the data went",
+        "Samples",
+        "Parameters",
+    ]
+    assert html.index('class="lead"') < html.index('class="big"') < html.index("<h2>")
+
+
+def test_same_input_same_bytes() -> None:
+    assert render(example()) == render(example())
+
+
+def test_hostile_text_stays_text() -> None:
+    evil = "<script>alert(\"x\")</script><img src=x onerror='y'>\"'&amp;</div></title><!--"
+    row = sample(prompt=evil, reference=evil, base=evil, tuned=evil * 99, category=evil)
+    report = example(
+        samples=[row],
+        params={evil: evil, "model_path": evil},
+        facts={evil: evil},
+        prepare={"rejected_by_reason": {evil: 3}},
+        evaluation={"data": evil, "by_category": {evil: category(3)}},
+    )
+    html = render(report)
+    page = Page(html)
+    plain = {tag for tag, _ in Page(render(example())).tags}
+    assert {tag for tag, _ in page.tags} <= plain | {"details", "summary"}
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert "<!--" not in html
+    assert page.text.count('<script>alert("x")</script>') >= 12  # shown, and as written
+
+
+def test_text_that_no_file_could_hold_is_replaced() -> None:
+    html = render(example(samples=[sample(tuned="a\ud800b\x00c\r\nd")]))
+    assert "a\ufffdb\ufffdc\nd" in html
+    html.encode("utf-8")
+
+
+def test_asks_the_network_for_nothing() -> None:
+    html = render(example(samples=[sample(prompt="see https://example.org/x")]))
+    for tag, attrs in Page(html).tags:
+        assert tag not in {"script", "link", "iframe", "img", "object", "embed", "base", "a"}
+        assert not {"src", "href", "srcset", "xlink:href", "action", "background"} & set(attrs)
+        assert "url(" not in (attrs.get("style") or "")
+    style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert len(style) == 1
+    assert "url(" not in style[0]
+    assert "@import" not in style[0]
+
+
+def test_nothing_at_all_still_makes_a_page() -> None:
+    text = Page(render(empty())).text
+    assert "Validation loss was not measured" in text
+    assert "Nothing to draw." in text
+    assert "No samples were taken." in text
+    assert "nan" not in text.lower().split()
+
+
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, -math.inf, None, 10**400, "text", 0, -1], ids=lambda v: str(v)[:9]
+)
+def test_any_number_may_be_bad(bad: Any) -> None:
+    def spoil(values: Any) -> Any:
+        return {k: spoil(v) if isinstance(v, dict) else bad for k, v in values.items()}
+
+    report = example()
+    curve = [*report.train_curve, dict.fromkeys(report.train_curve[0], bad)]
+    spoiled = example(
+        prepare=spoil(report.prepare),
+        tokenize=spoil(report.tokenize),
+        train=spoil(report.train),
+        evaluation=spoil(report.evaluation),
+        train_curve=curve,
+        val_curve=[{"step": bad, "val_loss": bad}],
+    )
+    drawn = [value for _, attrs in Page(render(spoiled)).tags for value in attrs.values() if value]
+    assert not [v for v in drawn if re.search(r"\b(nan|inf)\b", v)]
+
+
+def test_points_left_out_are_owned_up_to() -> None:
+    curve = [{"step": s, "loss": math.nan if s == 3 else 1.0} for s in range(9)]
+    text = Page(render(example(train_curve=curve))).text
+    assert "1 value is absent or not finite." in text
+
+
+def test_nothing_scored_is_not_zero() -> None:
+    scores = {"val_loss": 0.8, "exact_match": None, "exact_match_examples": 0}
+    text = Page(render(example(evaluation=scores))).text
+    assert "exact match was not measured" in text
+    assert "No reference answer was short enough to be scored." in text
+    assert "0.0%" not in text
+
+
+def test_a_worse_model_is_called_worse() -> None:
+    scores = {
+        "base_val_loss": 1.0,
+        "val_loss": 1.5,
+        "base_exact_match": 0.25,
+        "exact_match": 0.0,
+        "exact_match_examples": 20,
+    }
+    text = Page(render(example(evaluation=scores))).text
+    assert "Validation loss rose from 1.000 to 1.500, exact match fell from 25.0% to 0.0%" in text
+    assert "50.0% higher, worse" in text
+    assert "−25.0 points, worse" in text
+
+
+def test_held_out_data_is_not_called_validation() -> None:
+    report = example(params={"eval_json_path": "data/raw/test.json"})
+    assert "Held-out loss fell from" in Page(render(report)).text
+
+
+def test_a_ledger_that_does_not_add_up_says_so() -> None:
+    report = example()
+    assert "do not add up" not in render(report)
+    assert "do not add up" in render(example(prepare={**report.prepare, "kept": 3400}))
+
+
+def test_size_does_not_follow_the_number_of_steps() -> None:
+    def long(steps: int) -> str:
+        curve = [
+            {"step": s, "loss": 1 + math.sin(s), "lr": 1e-4, "grad_norm": 1 + math.cos(s)}
+            for s in range(steps)
+        ]
+        return render(example(train_curve=curve, val_curve=[{"step": 0, "val_loss": 1.0}]))
+
+    assert len(long(100_000)) < 1.1 * len(long(1_000))
+
+
+def test_hundreds_of_everything() -> None:
+    report = example(
+        evaluation={"by_category": {f"c{i}": category(i) for i in range(500)}},
+        prepare={"rejected_by_reason": {f"r{i}": 1 for i in range(300)}},
+        lengths=[(i, i, 1) for i in range(5000)],
+        samples=[sample(tuned="x " * 50_000)] * 500,
+    )
+    html = render(report)
+    text = Page(html).text
+    assert "480 further categories" in text
+    assert "288 other reasons 288" in text
+    assert f"{500 - SAMPLES_KEPT} more samples left out." in text
+    assert "90,000 more characters are not shown here." in text
+    assert html.count("</title></rect>") <= 60
+
+
+def test_long_answers_are_folded_and_short_ones_are_not() -> None:
+    html = render(example(samples=[sample(base="short", tuned="long " * 300)]))
+    assert '<div class="text" dir="auto">short</div>' in html
+    assert "whole text, 1,500 characters" in html
+
+
+def test_outliers_do_not_flatten_the_curve_and_are_owned_up_to() -> None:
+    curve = [{"step": s, "loss": 1e6 if s == 50 else 1.0 + s / 1e3} for s in range(200)]
+    html = render(example(train_curve=curve))
+    assert re.search(r"Values above \d\.\d+ are drawn at the upper edge", html)
+
+
+def test_drawings_have_names_and_bars_keep_silent() -> None:
+    for tag, attrs in Page(render(example())).tags:
+        if tag == "svg":
+            named = attrs.get("role") == "img" and attrs.get("aria-label")
+            assert named or attrs.get("aria-hidden") == "true"
+
+
+def test_thinning_keeps_every_extreme() -> None:
+    points = [(float(i), 5.0 if i == 777 else -5.0 if i == 4321 else 0.0) for i in range(10_000)]
+    thinned = thin(points, 100)
+    assert len(thinned) <= 100
+    assert {(777.0, 5.0), (4321.0, -5.0)} <= set(thinned)
+    assert thinned == sorted(thinned)
+
+
+def test_smoothing_removes_noise_but_not_the_level() -> None:
+    points = [(float(i), 3.0 + (-1) ** i) for i in range(1000)]
+    line = smooth(points)
+    assert len(line) <= 300
+    assert (line[0][0], line[-1][0]) == (0.0, 999.0)
+    assert all(abs(y - 3) < 0.1 for _, y in line)
+
+
+def test_points_are_put_in_order_and_cleared() -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": 2, "loss": 1},
+        {"step": 1, "loss": 2},
+        {"step": 3, "loss": math.nan},
+        {"loss": 1},
+        {"step": 4, "loss": True},
+    ]
+    assert finite_points(rows, "step", "loss") == [(1.0, 2.0), (2.0, 1.0)]
+
+
+@given(
+    st.floats(-1e50, 1e50, allow_nan=False),
+    st.floats(1e-12, 1e50, allow_nan=False),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_ticks_enclose_the_range_and_stay_few(low: float, span: float, whole: bool) -> None:
+    high = low + max(span, abs(low) * 1e-6)
+    marks = ticks(low, high, most=6, whole=whole)
+    slack = 1e-6 * (high - low)
+    assert marks[0] <= low + slack
+    assert marks[-1] >= high - slack
+    assert 2 <= len(marks) <= 9
+    assert marks == sorted(set(marks))
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "text"),
+    [(0, 1, "0"), (0.25, 0.25, "0.25"), (1.0, 0.5, "1.0"), (25000, 5000, "25,000"),
+     (3e-4, 1e-4, "3e-4"), (2.5e-5, 5e-6, "2.5e-5"), (2e7, 1e7, "2e7")],
+)  # fmt: skip
+def test_tick_text(value: float, step: float, text: str) -> None:
+    assert tick_text(value, step) == text
+
+
+def test_interval_is_wilsons() -> None:
+    low, high = wilson_interval(0.5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    assert wilson_interval(0.0, 10)[0] == 0.0
+    assert wilson_interval(1.0, 10)[1] == pytest.approx(1.0)
+
+
+def test_words_for_change_follow_what_is_shown() -> None:
+    assert moved(0.5001, 0.5002, percent) == "stayed at 50.0%"
+    assert moved(2.0, math.nan, decimal) == "is NaN"
+    assert moved(None, 0.5, percent) == "is 50.0%"
+
+
+@given(st.text(alphabet=string.printable + "\x00\ud800é☃"))
+@settings(deadline=None)
+def test_escaped_text_has_no_markup_left(text: str) -> None:
+    assert not set(esc(text)) & set("<>\"'\x00\ud800")

@@ -1,0 +1,205 @@
+"""Token arrays: what is written is what is read, and nothing else is believed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from simple_llama.data import tokens as module
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens, tokenize
+from simple_llama.errors import InputError
+from simple_llama.params import TokenizeParams
+
+SYSTEM = "You are a helpful assistant."
+
+
+def conversation(index: int, words: int) -> dict[str, Any]:
+    return {
+        "id": f"raw.json[{index}]",
+        "messages": [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"question {index}"},
+            {"role": "assistant", "content": "word " * words},
+        ],
+    }
+
+
+def write_split(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
+
+
+def params(tokenizer: Path, **changes: Any) -> TokenizeParams:
+    values: dict[str, Any] = {
+        "tokenizer_path": str(tokenizer),
+        "system_prompt": SYSTEM,
+        "max_seq_len": 1000,
+        "supervise": "last_reply",
+    }
+    return TokenizeParams(**{**values, **changes})
+
+
+TRAIN = [conversation(index, 1 + index % 4) for index in range(20)]
+VAL = [conversation(index, 2) for index in range(20, 23)]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    write_split(tmp_path, "train", TRAIN)
+    write_split(tmp_path, "val", VAL)
+    return tmp_path
+
+
+def expected(tokenizer: Path) -> list[Any]:
+    chat = ChatTokenizer.from_file(tokenizer, system_prompt=SYSTEM)
+    return chat.encode([one["messages"] for one in TRAIN], "last_reply")
+
+
+def test_what_is_read_is_what_was_encoded(
+    prepared: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_EXAMPLES", 7)
+    report = tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
+    read = Tokens.read(prepared / "tokens/train.safetensors")
+    memory = Tokens.from_examples(expected(tiny_tokenizer))
+    assert len(read) == len(memory) == 20 and read.ids.dtype == np.uint16
+    for name in ("ids", "mask", "starts", "rows", "lengths"):
+        assert np.array_equal(getattr(read, name), getattr(memory, name)), name
+    val = Tokens.read(prepared / "tokens/val.safetensors")
+    lengths = sorted([*read.lengths, *val.lengths])
+    assert report == {
+        "train_examples": 20,
+        "val_examples": 3,
+        "dropped_too_long": 0,
+        "tokens": len(read.ids) + len(val.ids),
+        "supervised_tokens": int(read.mask.sum()) + int(val.mask.sum()),
+        "unknown_token_rate": 0.0,
+        "length_p50": lengths[11],
+        "length_p95": lengths[20],
+        "length_max": lengths[22],
+    }
+    assert json.dumps(report)
+
+
+def test_the_file_is_safetensors(prepared: Path, tiny_tokenizer: Path) -> None:
+    tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
+    path = prepared / "tokens/train.safetensors"
+    ours, theirs = Tokens.read(path), load_file(path)
+    assert sorted(theirs) == ["ids", "mask", "rows", "starts"]
+    for name, array in theirs.items():
+        assert np.array_equal(getattr(ours, name), array)
+        assert getattr(ours, name).flags.aligned
+
+
+def test_the_same_input_gives_the_same_bytes(prepared: Path, tiny_tokenizer: Path) -> None:
+    for name in ("one", "two"):
+        tokenize(params(tiny_tokenizer), prepared, prepared / name)
+    files = [path.relative_to(prepared / "one") for path in (prepared / "one").rglob("*.*")]
+    assert sorted(str(file) for file in files) == [
+        "dropped.jsonl",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "train.safetensors",
+        "val.safetensors",
+    ]
+    for file in files:
+        assert (prepared / "one" / file).read_bytes() == (prepared / "two" / file).read_bytes()
+
+
+def test_longer_than_max_seq_len_is_dropped_and_listed_but_not_equal(
+    prepared: Path, tiny_tokenizer: Path
+) -> None:
+    lengths = [len(ids) for ids, _ in expected(tiny_tokenizer)]
+    limit = sorted(lengths)[12]
+    out = prepared / "tokens"
+    report = tokenize(params(tiny_tokenizer, max_seq_len=limit), prepared, out)
+    long = [row for row, length in enumerate(lengths) if length > limit]
+    dropped = [json.loads(line) for line in (out / "dropped.jsonl").open()]
+    assert dropped[: len(long)] == [
+        {"id": f"raw.json[{row}]", "split": "train", "length": lengths[row]} for row in long
+    ]
+    assert report["dropped_too_long"] == len(dropped) and report["length_max"] == limit
+    read = Tokens.read(out / "train.safetensors")
+    assert read.rows.tolist() == [row for row in range(20) if row not in long]
+    assert read.lengths.tolist() == [lengths[row] for row in read.rows]
+
+
+def test_a_split_that_ends_up_empty_stops_and_writes_nothing(
+    prepared: Path, tiny_tokenizer: Path
+) -> None:
+    write_split(prepared, "val", [conversation(1, 500)])
+    out = prepared / "tokens"
+    with pytest.raises(InputError, match=r"val.jsonl: every one of its 1 examples is longer"):
+        tokenize(params(tiny_tokenizer, max_seq_len=200), prepared, out)
+    assert list(out.iterdir()) == []
+
+
+def test_faulty_prepared_files_are_refused(prepared: Path, tiny_tokenizer: Path) -> None:
+    write_split(prepared, "val", [])
+    with pytest.raises(InputError, match=r"val.jsonl: an empty file"):
+        tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
+    (prepared / "train.jsonl").write_text('{"messages": "?"}\n')
+    with pytest.raises(InputError, match=r"train.jsonl\[0\]: 'messages' is text"):
+        tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
+
+
+def sound() -> dict[str, Any]:
+    return {
+        "ids": np.array([5, 6, 7], np.uint16),
+        "mask": np.array([0, 1, 1], np.uint8),
+        "starts": np.array([0, 1, 3]),
+        "rows": np.array([0, 1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ids", np.array([5, 6, 7], np.float32)),
+        ("ids", np.array([[5, 6, 7]], np.uint16)),
+        ("ids", np.array([5, 6], np.uint16)),
+        ("mask", np.array([0, 1], np.uint8)),
+        ("starts", np.array([0, 1, 4])),
+        ("starts", np.array([1, 2, 3])),
+        ("starts", np.array([0, 3, 3])),
+        ("starts", np.array([0, 1, 3], np.int32)),
+        ("rows", np.array([0])),
+        ("rows", np.zeros(0, np.int64)),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(
+    tmp_path: Path, field: str, value: Any
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(sound(), path)
+    assert Tokens.read(path).lengths.tolist() == [1, 2]
+    save_file({**sound(), field: value}, path)
+    with pytest.raises(InputError, match=r"x\.safetensors: "):
+        Tokens.read(path)
+
+
+def test_a_file_cut_off_or_altered_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(sound(), path)
+    data = path.read_bytes()
+    for cut in range(len(data)):
+        path.write_bytes(data[:cut])
+        with pytest.raises(InputError):
+            Tokens.read(path)
+    header = 8 + int.from_bytes(data[:8], "little")
+    for at in range(header):
+        for byte in (0, 34, 57, 255):
+            path.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
+            try:
+                read = Tokens.read(path)
+            except InputError:
+                continue
+            assert len(read.ids) == len(read.mask) == read.starts[-1]
+
+
+def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run tokenize first"):
+        Tokens.read(tmp_path / "train.safetensors")
