@@ -64,7 +64,9 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from None
 
 
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
+def write_csv(
+    path: str | Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]
+) -> None:
     """A table with a header, floats to 7 significant digits, atomically."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

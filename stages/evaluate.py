@@ -65,9 +65,7 @@ def main() -> None:
         print(summary(result))
 
 
-def load(
-    params: EvaluateParams, tokenizer: ChatTokenizer
-) -> tuple[Tokens, list[str | None], str]:
+def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list[str | None], str]:
     """What is evaluated: tokens, categories, and a sentence that says what it is."""
     path = params.eval_json_path
     examples = list(read_examples(path, params.system_prompt))

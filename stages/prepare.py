@@ -28,7 +28,9 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     rows |= {f"  {reason}": times for reason, times in report["rejected_by_reason"].items()}
     lines += [f"  {name:<24}{number:>12,}" for name, number in rows.items()]
     like = report["val_prompts_like_train"]
-    lines.append(f"  {like:.1%} of val prompts differ from a train prompt in digits or names only")
+    lines.append(
+        f"  {like:.1%} of val prompts, at most, are train prompts with other digits or names"
+    )
     if report["rejected"]:
         lines.append("  each rejected row, with its reason: data/prepared/rejected.jsonl")
     return "\n".join(lines)

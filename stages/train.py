@@ -26,7 +26,14 @@ from simple_llama.params import (
     owned,
 )
 from simple_llama.training.console import Console
-from simple_llama.training.loop import Diverged, StepRecord, TrainingData, TrainResult, report, train
+from simple_llama.training.loop import (
+    Diverged,
+    StepRecord,
+    TrainingData,
+    TrainResult,
+    report,
+    train,
+)
 
 TOKENS = (Path("data/tokens/train.safetensors"), Path("data/tokens/val.safetensors"))
 TOKENIZER = Path("data/tokens/tokenizer")

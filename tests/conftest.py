@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+torch.set_num_threads(1)  # tiny models: threads would only wait for each other
 
 CONTROL_TOKENS = ["<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>"]
 TEXTS = [

@@ -249,6 +249,15 @@ def test_a_conversation_of_ten_thousand_turns(tmp_path: Path) -> None:
     assert (report["kept"], report["rejected"]) == (51, 0)
 
 
+def test_a_conversation_too_long_for_any_model_is_rejected(tmp_path: Path) -> None:
+    fits, too_long = row("fits", "\x01" * (4 * 2**20 - 1000)), row("no", "a" * 4 * 2**20)
+    report = prepare(params(write(tmp_path, [fits, too_long, *rows(50)])), tmp_path)
+    assert report["rejected_by_reason"] == {"too long": 1}
+    sides = ("train", "val")
+    read_back = [one for side in sides for one in read_examples(tmp_path / f"{side}.jsonl")]
+    assert len(read_back) == 51
+
+
 def test_prepared_files_are_read_back(tmp_path: Path) -> None:
     prepare(params(write(tmp_path, rows(50))), tmp_path)
     first = next(read_examples(tmp_path / "train.jsonl"))

@@ -204,6 +204,18 @@ def test_a_control_word_that_the_model_itself_makes_is_refused(
         (b'{"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}', "not a tokenizer"),
         (b'{"model": {"type": "BPE", "vocab": {"<PAD>": -1}, "merges": []}}', "not a tokenizer"),
         (
+            json.dumps(
+                {
+                    "model": {
+                        "type": "WordLevel",
+                        "vocab": {token: index for index, token in enumerate(CONTROL_TOKENS)},
+                        "unk_token": "<EOA>",
+                    }
+                }
+            ).encode(),
+            "<EOA> cannot stand for unknown text",
+        ),
+        (
             b'{"model": {"type": "BPE", "vocab": {"<PAD>": 0, "<UNK>": 1}, "merges": []}}',
             "no token <SOT>, <EOT>, <SOU>, <EOU>, <SOA>, <EOA>",
         ),

@@ -13,7 +13,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.demo.texts import documents
-from simple_llama.data.prompt import CONTROL_TOKENS, ChatTokenizer
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokenizer import CONTROL_TOKENS
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import one_line_errors
 from simple_llama.model.decoder import Decoder, ModelConfig

@@ -131,7 +131,7 @@ def words(rng: Random) -> Slots:
 def row(rng: Random) -> Slots:
     """A longer row of words of all kinds, to be found again in other dress."""
     known = world.GOODS + world.COLOURS + world.VISITORS + list(world.OPPOSITES)
-    drawn = rng.sample(known, rng.randint(4, 8))
+    drawn = rng.sample(known, rng.randint(6, 14))
     return {
         "row": " ".join(drawn),
         "listed": ", ".join(drawn),

@@ -72,17 +72,19 @@ class MicroBatch:
     """(S,) int64: places in the flattened (B * T) inputs whose next token is supervised."""
     targets: Tensor
     """(S,) int64: those next tokens."""
-    rows: Tensor
-    """(S,) int64: the row of each target."""
+    rows: Indices
+    """(S,): the row of each target."""
     examples: Indices
     """(B,): which examples these are."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = (
-            t.to(device, non_blocking=True)
-            for t in (self.ids, self.positions, self.targets, self.rows)
+        return MicroBatch(
+            self.ids.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.rows,
+            self.examples,
         )
-        return MicroBatch(*moved, self.examples)
 
 
 def cut(lengths: Indices, examples: Indices, budget: int, pad_to: int | None) -> list[Indices]:
@@ -118,7 +120,7 @@ def collate(tokens: Tokens, examples: Indices, pad_id: int, pad_to: int | None) 
         torch.from_numpy(ids[:, :-1].copy()),
         torch.from_numpy(rows * width + places),
         torch.from_numpy(ids[rows, places + 1]),
-        torch.from_numpy(rows),
+        rows,
         examples,
     )
 

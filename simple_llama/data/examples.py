@@ -27,6 +27,12 @@ WORD = re.compile(r"[^\W\d_]+")
 CAPITALISED_ASCII = re.compile(r"(?<![A-Za-z])[A-Z][A-Za-z]*")
 FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 
+MAX_CHARACTERS = 4 * 2**20
+"""Of a conversation. More would make over a million tokens, each of which costs the tokenizer more
+than 100 bytes."""
+FRAME = 40
+"""Characters around a message in a record; they count, so that a record has a bounded length."""
+
 RECORD = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 ASCII_RECORD = json.JSONEncoder(allow_nan=False).encode
 
@@ -206,6 +212,9 @@ def _check_texts(conversation: Conversation, system: str) -> None:
         if not message["content"].strip():
             raise RowError("empty text", f"the {_ordinal(index)} is empty")
     texts = [system, conversation.category or "", *(turn["content"] for turn in conversation.turns)]
+    size = sum(len(text) + FRAME for text in texts)
+    if size > MAX_CHARACTERS:
+        raise RowError("too long", f"{size} characters, wanted at most {MAX_CHARACTERS}")
     for text in texts:
         if ("\0" in text or not text.isascii()) and (found := FORBIDDEN.search(text)):
             name = "NUL" if found[0] == "\0" else "a lone surrogate"

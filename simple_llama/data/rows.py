@@ -19,11 +19,8 @@ from typing import Any, BinaryIO
 from simple_llama.errors import InputError
 
 CHUNK_BYTES = 2**20
-MAX_ROW = 4 * 2**20
-"""Characters of an array's element, bytes of a line: a longer row is rejected. (It would make
-about a million tokens, each of which costs the tokenizer over 100 bytes.)"""
-MAX_ELEMENT = 32 * 2**20
-"""Characters: so far the end of an array's element is looked for."""
+MAX_ROW = 32 * 2**20
+"""Characters of an array's element, bytes of a line: so far its end is looked for."""
 SHOWN_OF_LONG_ROW = 1000
 PARTIAL_TOKEN = 16
 """Characters: an error so near the end of what was read may be a number, word or escape cut off."""
@@ -112,6 +109,9 @@ def _integer(digits: str) -> int | float:
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
+TOO_LONG = RowError("too long", f"no end within {MAX_ROW} bytes; the content is its beginning")
+
+
 def _first_byte(path: Path, file: BinaryIO) -> bytes:
     """The first byte that is no white space, b"[" for an array. Raises InputError."""
     head = file.read(8)
@@ -138,11 +138,11 @@ def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
             raise InputError(_not_utf8(path, offset + error.start)) from None
         if not text:
             continue
-        row = _row(f"{name}[{index}]", _parse_line(text) if whole else None, text, whole)
-        objects += isinstance(row.value, dict | RepeatedKey)
-        if not problem and isinstance(row.value, RowError):
-            problem = f" (line {index + 1}: {row.value})"
-        yield row
+        value = _parse_line(text) if whole else TOO_LONG
+        objects += isinstance(value, dict | RepeatedKey)
+        if not problem and isinstance(value, RowError):
+            problem = f" (line {index + 1}: {value})"
+        yield Row(f"{name}[{index}]", value, text)
     if not objects:
         raise InputError(
             f"{path}: neither a JSON array nor JSONL: no line holds a JSON object{problem}"
@@ -171,13 +171,6 @@ def _parse_line(text: str) -> Any:
         return RowError("not JSON", f"not JSON: {error.msg} (character {error.pos})")
     except RecursionError:
         return RowError("not JSON", "nested too deeply")
-
-
-def _row(row_id: str, value: Any, text: str, whole: bool = True) -> Row:
-    if whole and len(text) <= MAX_ROW:
-        return Row(row_id, value, text)
-    error = RowError("too long", f"longer than {MAX_ROW} characters; the content is its beginning")
-    return Row(row_id, error, text[:SHOWN_OF_LONG_ROW])
 
 
 def _not_utf8(path: Path, offset: int) -> str:
@@ -250,12 +243,12 @@ class _Window:
                 # 12 may be the beginning of 12.5
                 complete = isinstance(value, dict | list | str | RepeatedKey)
                 if complete or self.ended or end + PARTIAL_TOKEN <= len(self.text):
-                    row = _row(row_id, value, self.text[self.at : end])
+                    row = Row(row_id, value, self.text[self.at : end])
                     self.at = end
                     self.index += 1
                     return row
-            if len(self.text) - self.at > MAX_ELEMENT:
-                raise self.error(f"{row_id}: no end within {MAX_ELEMENT} characters", self.at)
+            if len(self.text) - self.at > MAX_ROW:
+                raise self.error(f"{row_id}: no end within {MAX_ROW} characters", self.at)
             # doubling keeps the cost of parsing an element again linear in its length
             self._read(max(CHUNK_BYTES, len(self.text) - self.at))
 

@@ -18,7 +18,10 @@ MAX_FILE_BYTES = 256 * 2**20
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
-    """The tokenizer of a file, changed so that it encodes text and nothing but text."""
+    """The tokenizer of a file, changed so that it encodes text and nothing but text.
+
+    Raises InputError where the file is no tokenizer.json or lacks a control token.
+    """
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -40,6 +43,9 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     ids = {tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
     if len(ids) < len(CONTROL_TOKENS):
         raise InputError(f"{path}: two of {', '.join(CONTROL_TOKENS)} share an id")
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown in CONTROL_TOKENS and unknown != "<UNK>":
+        raise InputError(f"{path}: {unknown} cannot stand for unknown text, wanted <UNK>")
     return tokenizer
 
 

@@ -22,6 +22,7 @@ from simple_llama.evaluation.page import (
     table,
     things,
 )
+from simple_llama.params import VALIDATION_SPLIT
 
 CATEGORIES_SHOWN = 20
 """Categories in the open table; the rest is folded away."""

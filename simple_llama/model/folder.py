@@ -61,7 +61,9 @@ def load_model(
                 )
             parameter.copy_(tensor)
     if waiting:
-        raise InputError(f"{folder}: weights miss {len(waiting)} tensors, first {next(iter(waiting))!r}")
+        raise InputError(
+            f"{folder}: weights miss {len(waiting)} tensors, first {next(iter(waiting))!r}"
+        )
     return model
 
 

@@ -68,7 +68,7 @@ class Spool:
                 try:
                     yield spool
                 finally:
-                    spool._unlock()
+                    spool.release()
 
     def __bool__(self) -> bool:
         return self.journal.exists()
@@ -101,7 +101,7 @@ class Spool:
                 self._rewrite([*calls[: min(done, 1)], *calls[done:]])
                 raise
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._unlock()
+        self.release()
 
     def _copy(self, path: Path) -> str:
         kept = self.folder / "files" / str(time.time_ns()) / path.name
@@ -132,11 +132,12 @@ class Spool:
             self._lock = open(self.folder / "lock", "a")  # noqa: SIM115
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._unlock()
+            self.release()
             return False
         return True
 
-    def _unlock(self) -> None:
+    def release(self) -> None:
+        """Leave what is spooled to others."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -214,6 +215,7 @@ class Outbox:
             if not closing:
                 self._wake.wait(INTERVAL)
                 self._wake.clear()
+        self._spool.release()
 
     def _sample_machine(self) -> None:
         if time.monotonic() < self._next_sample:

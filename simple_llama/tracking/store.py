@@ -1,19 +1,10 @@
-"""The MLflow store: opening it, and one run in it. Only here is mlflow imported, and only on use.
+"""The MLflow store: opening it and finding runs in it. mlflow is imported here, and only on use."""
 
-Every method of StoredRun is a call that a journal can hold: its arguments are JSON, and sending
-it twice leaves the store as sending it once.
-"""
-
-import json
 import logging
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from simple_llama.tracking import origin
-from simple_llama.tracking.journal import Call, Point, Refused
 from simple_llama.tracking.location import Location, file_lock
 
 LOCAL_ID = "local_id"
@@ -42,7 +33,6 @@ def import_mlflow() -> Any:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
-    import mlflow.data
 
     # the dozens of migrations of a new database are no news to anyone
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ sending it twice leaves the store as sending it once.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -220,7 +221,7 @@ class StoredRun:
         return str(model.model_id)
 
     def _register_model(self, run: Any, model_id: str) -> None:
-        name = self._store.name
+        name = model_name(self._store.name)
         try:
             self._client.create_registered_model(name)
         except self._store.mlflow.MlflowException as error:
@@ -243,6 +244,11 @@ class StoredRun:
         elif "failure" in self._client.get_run(self.run_id).data.tags:
             self._client.delete_tag(self.run_id, "failure")
         self._client.set_terminated(self.run_id, status, end_time)
+
+
+def model_name(experiment: str) -> str:
+    """The registered model of an experiment; MLflow allows neither / nor : in it."""
+    return re.sub("[/:]", "_", experiment)
 
 
 def _has_room(run: Any, local_id: str, params: Mapping[str, str]) -> bool:

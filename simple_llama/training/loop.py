@@ -252,9 +252,7 @@ class Trainer:
         if not full:
             examples = spread(len(examples), self.params.eval_num_samples)
         scores = self._score(examples)
-        self.observer.validated(
-            self.progress.step, scores.mean_loss, len(examples), full=full
-        )
+        self.observer.validated(self.progress.step, scores.mean_loss, len(examples), full=full)
         return scores.mean_loss
 
     def _score(self, examples: Indices) -> Scores:

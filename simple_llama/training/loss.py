@@ -33,9 +33,7 @@ def summed_loss(
     model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Cross-entropy in nats, summed over the batch's supervised tokens."""
-    return F.cross_entropy(
-        supervised_logits(model, batch, forward), batch.targets, reduction="sum"
-    )
+    return F.cross_entropy(supervised_logits(model, batch, forward), batch.targets, reduction="sum")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def score(
             logits = supervised_logits(model, batch)
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         hits = logits.argmax(dim=-1) == batch.targets
-        rows, size = on_cpu.rows.numpy(), len(batch.examples)
+        rows, size = batch.rows, len(batch.examples)
         loss[batch.examples] = np.bincount(rows, losses.double().cpu().numpy(), size)
         count[batch.examples] = np.bincount(rows, minlength=size)
         correct[batch.examples] = np.bincount(rows, hits.cpu().numpy(), size)

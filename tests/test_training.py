@@ -1,0 +1,377 @@
+"""What the training loop promises: steps, sums, schedule, and nothing touched by the side."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simple_llama.data.batches import Plan, collate, cut, epoch_order, micro_batches, split_reply
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.model.decoder import Decoder
+from simple_llama.params import Params, TrainParams
+from simple_llama.training.loop import (
+    Diverged,
+    StepRecord,
+    TrainingData,
+    TrainResult,
+    spread,
+    train,
+)
+from simple_llama.training.loss import score, summed_loss
+from simple_llama.training.optimizer import adamw, learning_rate
+from tests.test_model import random_model, tiny_config
+
+PAD, STOP = 0, 3
+COMMITTED = Path(__file__).parents[1] / "params.yaml"
+
+
+def params(**changes: object) -> TrainParams:
+    values = {
+        "device": "cpu",
+        "precision": "fp32",
+        "epochs": 2,
+        "batch_size": 4,
+        "max_lr": 1e-2,
+        "warmup_iterations": 2,
+        "eval_interval": 0,
+        "sample_prompts": 0,
+        "max_seq_len": 32,
+        **changes,
+    }
+    return replace(Params(COMMITTED).section(TrainParams), **values)  # type: ignore[arg-type]
+
+
+def examples(count: int, seed: int = 0) -> Tokens:
+    """Prompts and replies of various lengths; a reply repeats the prompt's last tokens."""
+    random = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        prompt = random.integers(4, 97, random.integers(2, 15))
+        reply = prompt[-random.integers(1, len(prompt) + 1) :]
+        ids = [*prompt, *reply, STOP]
+        pairs.append((ids, [0] * len(prompt) + [1] * (len(reply) + 1)))
+    return Tokens.from_examples(pairs)
+
+
+def data(train_examples: int = 22, val_examples: int = 9) -> TrainingData:
+    return TrainingData(
+        train=examples(train_examples), val=examples(val_examples, 1), pad_id=PAD, stop_id=STOP
+    )
+
+
+def new_model(dropout: float = 0.0) -> Decoder:
+    model = Decoder(tiny_config(), dropout=dropout)
+    model.initialise(0)
+    return model
+
+
+class Listener:
+    """Remembers all it hears."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.validations: list[tuple[int, float, int, bool]] = []
+        self.samples: list[tuple[int, list[list[int]]]] = []
+        self.saved: list[list[torch.Tensor]] = []
+        self.epochs: list[int] = []
+
+    def started(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def stepped(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+        self.validations.append((step, loss, examples, full))
+
+    def sampled(
+        self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+    ) -> None:
+        self.samples.append((step, [list(reply) for reply in replies]))
+
+    def improved(self, model: Decoder) -> None:
+        self.saved.append([p.detach().clone() for p in model.parameters()])
+
+    def epoch_ended(self, epoch: int, model: Decoder) -> None:
+        self.epochs.append(epoch)
+
+
+def run(
+    settings: TrainParams, given: TrainingData | None = None, model: Decoder | None = None
+) -> tuple[Decoder, Listener, TrainResult]:
+    model, listener = model or new_model(settings.dropout), Listener()
+    return model, listener, train(model, given or data(), settings, listener)
+
+
+@given(
+    examples=st.integers(1, 60),
+    step_examples=st.integers(1, 20),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
+def test_every_example_once_per_epoch_the_last_partial_step_included(
+    examples: int, step_examples: int, epochs: int, seed: int
+) -> None:
+    plan = Plan(
+        examples=examples, step_examples=step_examples, seed=seed, epochs=epochs, max_steps=0
+    )
+    for epoch in range(epochs):
+        first = epoch * plan.steps_per_epoch
+        seen = [plan.at(step) for step in range(first, first + plan.steps_per_epoch)]
+        assert sorted(np.concatenate(seen).tolist()) == list(range(examples))
+        assert all(len(step) == step_examples for step in seen[:-1])
+        assert plan.ends_epoch(first + plan.steps_per_epoch - 1)
+    assert plan.steps == epochs * plan.steps_per_epoch
+
+
+def test_each_epoch_has_another_order_and_the_same_seed_the_same() -> None:
+    first, second = epoch_order(50, 1, 0), epoch_order(50, 1, 1)
+    assert first.tolist() != second.tolist() != list(range(50))
+    epoch_order.cache_clear()
+    assert epoch_order(50, 1, 0).tolist() == first.tolist() != epoch_order(50, 2, 0).tolist()
+
+
+@given(
+    lengths=st.lists(st.integers(2, 30), min_size=1, max_size=40),
+    budget=st.integers(1, 120),
+    pad_to=st.sampled_from([None, 32]),
+)
+def test_micro_batches_hold_each_example_once_within_the_budget(
+    lengths: list[int], budget: int, pad_to: int | None
+) -> None:
+    sizes = np.array(lengths)
+    groups = cut(sizes, np.arange(len(sizes)), budget, pad_to)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(sizes)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(sizes[group].max(), pad_to or 0) <= budget
+
+
+def test_targets_are_the_supervised_tokens_and_positions_lie_before_them() -> None:
+    tokens = examples(6)
+    batch = collate(tokens, np.arange(6), PAD, None)
+    flat = batch.ids.flatten()
+    found: dict[int, list[int]] = {}
+    for position, target, row in zip(batch.positions, batch.targets, batch.rows, strict=True):
+        found.setdefault(int(row), []).append(int(target))
+        assert int(position) // batch.ids.shape[1] == row
+        follows = int(position) + 1
+        at_end = follows % batch.ids.shape[1] == 0
+        assert at_end or target == STOP or flat[follows] == target
+    for row in range(6):
+        assert found[row] == split_reply(tokens, row)[1]
+
+
+def plain_loss(model: Decoder, tokens: Tokens) -> float:
+    """The mean over supervised tokens, one example at a time, by the definition."""
+    total, count = 0.0, 0
+    for i in range(len(tokens)):
+        span = slice(tokens.starts[i], tokens.starts[i + 1])
+        ids = torch.tensor(tokens.ids[span].astype(np.int64))
+        mask = torch.tensor(tokens.mask[span]).bool()[1:]
+        with torch.inference_mode():
+            logits = model.logits(model(ids[None, :-1]))[0]
+        total += F.cross_entropy(logits[mask], ids[1:][mask], reduction="sum").item()
+        count += int(mask.sum())
+    return total / count
+
+
+def test_the_first_steps_loss_is_the_mean_over_supervised_tokens() -> None:
+    given = data()
+    expected = plain_loss(new_model().eval(), given.train)
+    _, listener, _ = run(params(batch_size=22, epochs=1, warmup_iterations=0), given)
+    assert listener.steps[0].loss == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"micro_batch_tokens": 1},
+        {"micro_batch_tokens": 70},
+        {"batch_size": 2, "grad_accum_steps": 4},
+        {"batch_size": 1, "grad_accum_steps": 8, "micro_batch_tokens": 50},
+        {"dynamic_padding": False},
+        {"use_flash_attention": False},
+    ],
+    ids=str,
+)
+def test_how_a_step_is_computed_does_not_change_it(other: dict[str, object]) -> None:
+    """Short replies weigh no more in small micro-batches, and no trailing one is dropped."""
+    model, listener, _ = run(params(batch_size=8))
+    changed, heard, _ = run(params(**{"batch_size": 8, **other}))
+    for mine, theirs in zip(listener.steps, heard.steps, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
+    for mine, theirs in zip(model.parameters(), changed.parameters(), strict=True):
+        assert (mine - theirs).abs().max() < 1e-4
+
+
+def test_full_validation_is_token_weighted_over_every_example() -> None:
+    given = data()
+    model, listener, result = run(params(epochs=1), given)
+    step, loss, count, full = listener.validations[-1]
+    assert (step, count, full) == (result.steps, 9, True)
+    assert loss == result.val_loss == pytest.approx(plain_loss(model.eval(), given.val), abs=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(budget=st.integers(1, 300))
+def test_scores_do_not_depend_on_the_batch(budget: int) -> None:
+    model, tokens = random_model(), examples(7)
+    reference = score(model, tokens, np.arange(7), budget=1, pad_id=PAD, precision="fp32")
+    other = score(model, tokens, np.arange(7), budget=budget, pad_id=PAD, precision="fp32")
+    assert np.abs(reference.loss - other.loss).max() < 1e-4
+    assert (reference.correct == other.correct).all()
+    assert reference.tokens.tolist() == [len(split_reply(tokens, i)[1]) for i in range(7)]
+
+
+def test_scores_come_in_the_order_asked_for() -> None:
+    model, tokens = random_model(), examples(7)
+    wanted = np.array([5, 0, 3])
+    some = score(model, tokens, wanted, budget=60, pad_id=PAD, precision="fp32")
+    every = score(model, tokens, np.arange(7), budget=60, pad_id=PAD, precision="fp32")
+    assert np.abs(some.loss - every.loss[wanted]).max() < 1e-4
+    assert some.tokens.tolist() == every.tokens[wanted].tolist()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_schedule_reaches_the_optimizer_to_its_last_step(schedule: str) -> None:
+    settings = params(lr_schedule=schedule, min_lr=1e-4, epochs=3)
+    model, listener, result = run(settings)
+    rates = [record.lr for record in listener.steps]
+    assert rates == [learning_rate(s, result.steps, settings) for s in range(result.steps)]
+    assert rates[:2] == [5e-3, 1e-2]
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_a_constant_schedule_stays_at_max_lr() -> None:
+    _, listener, _ = run(params(lr_schedule="constant"))
+    assert {record.lr for record in listener.steps[1:]} == {1e-2}
+
+
+def test_warmup_longer_than_training_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="warmup_iterations: got 13, wanted at most the 12"):
+        run(params(warmup_iterations=13))
+
+
+def test_norms_biases_and_embeddings_do_not_decay() -> None:
+    model = Decoder(tiny_config(attention_bias=True, mlp_bias=True))
+    decays, others = adamw(model, params(weight_decay=0.1)).param_groups
+    assert (decays["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    free = {id(p) for p in others["params"]}
+    for name, parameter in model.named_parameters():
+        spared = "norm" in name or "bias" in name or "embed" in name
+        assert (id(parameter) in free) == spared, name
+
+
+def test_training_with_dropout_is_repeatable_and_sampling_leaves_no_trace() -> None:
+    """Samples are drawn in eval mode, without gradients, from a generator of their own."""
+    settings = params(dropout=0.3, eval_interval=3)
+    quiet, _, _ = run(settings)
+    again, _, _ = run(settings)
+    sampling, listener, _ = run(replace(settings, sample_prompts=3, sample_temperature=1.0))
+    assert listener.samples
+    for a, b, c in zip(quiet.parameters(), again.parameters(), sampling.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = new_model(dropout=0.5)
+    batch = collate(examples(4), np.arange(4), PAD, None)
+    assert summed_loss(model, batch).item() != summed_loss(model, batch).item()
+    model.eval()
+    assert summed_loss(model, batch).item() == summed_loss(model, batch).item()
+
+
+def test_the_distance_between_samples_grows() -> None:
+    settings = params(sample_prompts=2, eval_interval=2, model_gen_multiplier=2.0, epochs=4)
+    _, listener, _ = run(settings)
+    assert [step for step, _ in listener.samples] == [2, 6, 14]
+    assert all(len(replies) == 2 for _, replies in listener.samples)
+
+
+def test_interval_validation_uses_the_same_few_examples() -> None:
+    _, listener, _ = run(params(eval_interval=5, eval_num_samples=4))
+    few = [(step, count) for step, _, count, full in listener.validations if not full]
+    assert few == [(0, 4), (5, 4), (10, 4)]
+    assert spread(9, 4).tolist() == [0, 3, 5, 8]
+    assert spread(3, 10).tolist() == [0, 1, 2]
+
+
+def test_the_best_model_is_kept_not_the_last() -> None:
+    """A learning rate that ruins the model later on: what was saved is the best of before."""
+    model, listener, result = run(params(epochs=6, max_lr=0.3, lr_schedule="constant"))
+    full = [(loss, step) for step, loss, _, full in listener.validations if full]
+    assert (result.best_val_loss, result.best_step) == min(full)
+    assert result.best_step < result.steps
+    same = [
+        torch.equal(kept, last)
+        for kept, last in zip(listener.saved[-1], model.parameters(), strict=True)
+    ]
+    assert not all(same)
+
+
+def test_early_stopping_waits_for_its_patience() -> None:
+    settings = params(epochs=30, max_lr=0.3, lr_schedule="constant", early_stopping_patience=2)
+    _, listener, result = run(settings)
+    full = [loss for _, loss, _, full in listener.validations if full]
+    best = full.index(min(full))
+    assert len(full) == best + 1 + 2 < 30
+    assert result.steps == len(full) * 6
+
+
+def test_smoke_limits() -> None:
+    _, listener, result = run(params(max_train_examples=7, epochs=50, max_steps=5))
+    assert result.steps == len(listener.steps) == 5
+    assert listener.plan.steps_per_epoch == 2
+    assert listener.epochs == [1, 2, 3]
+    assert listener.validations[-1][3], "the end is validated in full"
+    assert math.isfinite(result.val_loss)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_the_update(poison: float) -> None:
+    model = new_model()
+    with torch.no_grad():
+        model.lm_head.weight[5] = poison
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(Diverged, match="diverged at step 1: loss") as error:
+        run(params(), model=model)
+    assert error.value.examples.tolist() == epoch_order(22, 89, 0)[:4].tolist()
+    for kept, parameter in zip(before, model.parameters(), strict=True):
+        assert torch.equal(kept.nan_to_num(), parameter.detach().nan_to_num())
+
+
+def test_compilation_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_(model: Decoder, **_: object) -> object:
+        def broken(*_: object) -> None:
+            raise RuntimeError("no compiler\nsecond line")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    with pytest.warns(UserWarning, match="goes on without it: RuntimeError: no compiler") as warned:
+        model, _, _ = run(params(enable_compilation=True))
+    assert len(warned) == 1
+    plain, _, _ = run(params())
+    for mine, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_training_learns_to_copy() -> None:
+    model, listener, result = run(params(epochs=25, batch_size=8), data(60))
+    assert result.train_loss < 0.5 * listener.steps[0].loss
+
+
+def test_micro_batches_cover_a_step() -> None:
+    tokens = examples(10)
+    batches = list(micro_batches(tokens, np.arange(10), budget=60, pad_id=PAD))
+    assert sorted(i for batch in batches for i in batch.examples) == list(range(10))
