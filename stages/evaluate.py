@@ -139,7 +139,7 @@ def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params)
             val_curve=read_csv("reports/curves/val.csv"),
             lengths=histogram(lengths),
             samples=samples,
-            params=params.values,
+            params=owned(params, TrackingParams),
             facts=facts(params),
         )
     )

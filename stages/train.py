@@ -31,6 +31,7 @@ from simple_llama.training.loop import (
     StepRecord,
     TrainingData,
     TrainResult,
+    plan_training,
     report,
     train,
 )
@@ -56,6 +57,7 @@ def main() -> None:
             pad_id=tokenizer.pad_id,
             stop_id=tokenizer.stop_id,
         )
+        plan_training(len(data.train), params)  # what cannot be trained opens no run
         device = pick_device(params.device)
         check_fits(base, tokenizer.vocab_size, params.max_seq_len)
         model = load_model(base, device, dropout=params.dropout, fused=params.use_flash_attention)

@@ -426,8 +426,8 @@ def test_a_run_from_training_to_evaluation(
         run.log_table([{"step": 1, "answer": "ä"}], "samples.json")
         run.log_table([{"step": 2, "answer": "b", "more": 1}], "samples.json")
         run.log_file(root / "params.yaml", "curves")
-        run.describe("Two lines.")
         run.log_model(model)
+        run.describe("Two lines.")
         run.log_final({"val_loss": 0.25})
         run_id = run.id
     stored = client.get_run(run_id)
@@ -458,16 +458,16 @@ def test_a_run_from_training_to_evaluation(
         artifact_uri=f"models:/{version.name}/{version.version}", tracking_uri=Location.find().uri
     )
     assert Path(fetched, "model.safetensors").read_bytes() == b"weights"
-    assert version.run_id == run_id
+    assert (version.run_id, version.description) == (run_id, "Two lines.")
     listed = client.get_logged_model(stored.outputs.model_outputs[0].model_id)
     assert {metric.key: metric.value for metric in listed.metrics} == {"val_loss": 0.25}
     assert stored.info.artifact_uri.startswith((root / "mlruns").as_uri())
 
     monkeypatch.delenv("DVC_EXP_NAME")
     with evaluation(run_id) as again:
-        assert client.get_run(run_id).info.status == "RUNNING"
         again.log_final({"eval/exact_match": 0.5})
         assert again.id == run_id
+        assert client.get_run(run_id).info.status == "RUNNING"
     stored = client.get_run(run_id)
     assert stored.info.status == "FINISHED"
     assert stored.data.params["exact_match_max_tokens"] == "32"

@@ -166,8 +166,6 @@ STORIES: list[tuple[Callable[[Random], Slots], list[str]]] = [
 COPIES = [
     "{row}\n{row}",
     "{row}\n{row}",
-    "{row}\n{row}",
-    "{row}\n{row}",
     "{listed}\n{listed}",
     "{row}; {listed}",
     "{listed}: {array}",
@@ -182,7 +180,7 @@ def documents(seed: int = 0) -> Iterator[str]:
     """The texts, in the order in which they are read."""
     rng = Random(seed)
     for _ in range(DOCUMENTS):
-        write = rng.choices([portrait, lesson, story, copy], [3, 8, 1, 8])[0]
+        write = rng.choices([portrait, lesson, story, copy], [3, 8, 1, 3])[0]
         yield write(rng)
 
 

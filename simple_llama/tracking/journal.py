@@ -28,8 +28,8 @@ Point = tuple[str, float, int, int]
 
 BATCH = 1000
 """Points in one request, at most (MLflow's own limit)."""
-INTERVAL = 1.0
-"""Seconds between two sendings."""
+INTERVAL = 2.0
+"""Seconds between two sendings: what kill -9 can cost; each sending costs 10 ms of processor."""
 RETRY = 30.0
 """Seconds between two tries to reach a store that failed."""
 

@@ -124,7 +124,7 @@ class Run:
     def log_model(self, folder: Path) -> None:
         """Copy a model folder and register it, where log_checkpoint is set.
 
-        To be called before log_final, whose metrics are then the model's too, and after describe.
+        What log_final and describe say after it, they say of the model too.
         """
         if self._settings.log_checkpoint:
             self._outbox.put("model", path=str(folder.resolve()), step=self._step)
@@ -137,7 +137,7 @@ class Run:
 
     def describe(self, text: str) -> None:
         """What was trained on what and how it came out, for the run's Description."""
-        self.tag({"mlflow.note.content": text})
+        self._outbox.put("describe", text=text)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         self._outbox.put("tags", tags=dict(tags))

@@ -19,6 +19,8 @@ PARAM_LIMIT = 6000
 """Characters of a param's value, MLflow's own limit."""
 TAG_LIMIT = 8000
 """Characters of a tag's value, MLflow's own limit."""
+_NOTE = "mlflow.note.content"
+"""The tag that the UI shows as Description."""
 
 
 class StoredRun:
@@ -171,18 +173,25 @@ class StoredRun:
             profile=json.dumps(profile),
         )
         tag = entities.InputTag("mlflow.data.context", context)
-        self._client.log_inputs(self.run_id, [entities.DatasetInput(dataset, [tag])])
+        # MLflow fails when two runs make the same new dataset at once
+        with file_lock(self._store.location.lock):
+            self._client.log_inputs(self.run_id, [entities.DatasetInput(dataset, [tag])])
 
     def final(self, metrics: dict[str, float], timestamp: int, step: int) -> None:
         """Metrics of the whole run, and of its model where it has logged one."""
         metric = self._store.mlflow.entities.Metric
-        models = self._client.get_run(self.run_id).outputs.model_outputs
-        model_id = models[0].model_id if models else None
         values = [
-            metric(key, value, timestamp, step, model_id=model_id, run_id=self.run_id)
+            metric(key, value, timestamp, step, model_id=self._model_id(), run_id=self.run_id)
             for key, value in metrics.items()
         ]
         self._client.log_batch(self.run_id, metrics=values)
+
+    def describe(self, text: str) -> None:
+        """The Description of the run, and of its model where it has logged one."""
+        self.tags({_NOTE: text})
+        model_id = self._model_id()
+        if model_id:
+            self._describe_model(model_id, text)
 
     def model(self, path: str, step: int) -> None:
         """A model folder as the artifact model/, in the experiment's Models and registered.
@@ -191,14 +200,20 @@ class StoredRun:
         """
         self.files(path, "model")
         run = self._client.get_run(self.run_id)
-        listed = run.outputs.model_outputs
-        model_id = listed[0].model_id if listed else self._list_model(run, step)
+        model_id = self._model_id() or self._list_model(run, step)
         with file_lock(self._store.location.lock):
-            if not self._client.search_model_versions(f"run_id = '{self.run_id}'"):
+            if not self._versions():
                 self._register_model(run, model_id)
+        self._describe_model(model_id, run.data.tags.get(_NOTE, ""))
+
+    def _model_id(self) -> str | None:
+        listed = self._client.get_run(self.run_id).outputs.model_outputs
+        return str(listed[0].model_id) if listed else None
+
+    def _versions(self) -> Any:
+        return self._client.search_model_versions(f"run_id = '{self.run_id}'")
 
     def _list_model(self, run: Any, step: int) -> str:
-        entities = self._store.mlflow.entities
         model = self._client.create_logged_model(
             run.info.experiment_id,
             run.info.run_name,
@@ -206,19 +221,24 @@ class StoredRun:
             params=run.data.params,
             model_type="llama",
         )
-        note = f"The model is the artifact `model/` of run {self.run_id}:\n\n"
-        note += f"    mlflow artifacts download --run-id {self.run_id} --artifact-path model\n"
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "README.md").write_text(note, encoding="utf-8")
+            Path(folder, "README.md").write_text(self._whereabouts(), encoding="utf-8")
             self._client.log_model_artifacts(model.model_id, folder)
-        about = run.data.tags.get("mlflow.note.content", "")
-        self._client.set_logged_model_tags(
-            model.model_id, {"mlflow.note.content": f"{about}\n\n{note}"}
-        )
         self._client.finalize_logged_model(model.model_id, "READY")
-        output = entities.LoggedModelOutput(model.model_id, step)
+        output = self._store.mlflow.entities.LoggedModelOutput(model.model_id, step)
         self._client.log_outputs(self.run_id, [output])
         return str(model.model_id)
+
+    def _whereabouts(self) -> str:
+        return (
+            f"The model is the artifact `model/` of run {self.run_id}:\n\n"
+            f"    mlflow artifacts download --run-id {self.run_id} --artifact-path model\n"
+        )
+
+    def _describe_model(self, model_id: str, text: str) -> None:
+        self._client.set_logged_model_tags(model_id, {_NOTE: f"{text}\n\n{self._whereabouts()}"})
+        for version in self._versions():
+            self._client.update_model_version(version.name, version.version, text)
 
     def _register_model(self, run: Any, model_id: str) -> None:
         name = model_name(self._store.name)
@@ -228,10 +248,7 @@ class StoredRun:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = self._client.create_model_version(
-            name,
-            f"{run.info.artifact_uri}/model",
-            self.run_id,
-            description=run.data.tags.get("mlflow.note.content"),
+            name, f"{run.info.artifact_uri}/model", self.run_id
         )
         entry = {"name": version.name, "version": version.version}
         self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([entry])})

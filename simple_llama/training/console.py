@@ -18,6 +18,7 @@ class Console:
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode = decode
+        self.bar = tqdm(disable=True)
         self.tokens = 0
         self.seconds = 0.0
         self.last_line = perf_counter()

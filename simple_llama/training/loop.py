@@ -120,21 +120,29 @@ def train(
     return Trainer(model, data, params, observer).run()
 
 
+def plan_training(examples: int, params: TrainParams) -> Plan:
+    """The steps of a training on so many examples.
+
+    Raises InputError where the warmup would not end within them.
+    """
+    plan = Plan(
+        examples=min(examples, params.max_train_examples or examples),
+        step_examples=params.step_examples,
+        seed=params.seed,
+        epochs=params.epochs,
+        max_steps=params.max_steps,
+    )
+    check_warmup(plan.steps, params)
+    return plan
+
+
 class Trainer:
     """One training: its plan, optimizer and progress."""
 
     def __init__(
         self, model: Decoder, data: TrainingData, params: TrainParams, observer: Observer
     ) -> None:
-        examples = len(data.train)
-        self.plan = Plan(
-            examples=min(examples, params.max_train_examples or examples),
-            step_examples=params.step_examples,
-            seed=params.seed,
-            epochs=params.epochs,
-            max_steps=params.max_steps,
-        )
-        check_warmup(self.plan.steps, params)
+        self.plan = plan_training(len(data.train), params)
         self.model, self.data, self.params, self.observer = model, data, params, observer
         self.device = next(model.parameters()).device
         self.optimizer = adamw(model, params)
