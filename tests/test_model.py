@@ -35,10 +35,10 @@ def tiny_config(**changes: object) -> ModelConfig:
     return ModelConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def random_model(seed: int = 0, **changes: object) -> Decoder:
+def random_model(**changes: object) -> Decoder:
     """Weights far from the initialisation's symmetry, so that every part shows in the logits."""
     model = Decoder(tiny_config(**changes))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -85,11 +85,12 @@ def test_what_transformers_saves_loads_with_the_same_logits(
     rope = {"rope_type": "default", "rope_theta": tiny_config(**variant).rope_theta}
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values, rope_parameters=rope))
+    theirs.train(False)
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "wanted a sharded checkpoint"
     ids = torch.randint(0, 97, (2, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        expected = theirs.eval()(ids).logits
+        expected = theirs(ids).logits
     assert (logits_of(load_model(tmp_path).eval(), ids) - expected).abs().max() < 1e-4
 
 
@@ -208,7 +209,7 @@ def test_configs_that_cannot_be_computed_are_refused(
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     folder = damaged(tmp_path)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="no weights, wanted model.safetensors"):
+    with pytest.raises(InputError, match="no weights, wanted"):
         load_model(folder)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(InputError, match="pickled weights are not read"):
@@ -222,7 +223,7 @@ def test_weights_that_miss_or_have_too_much(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     norm = state.pop("model.norm.weight")
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(InputError, match="miss 1 tensors, first 'norm.weight'"):
+    with pytest.raises(InputError, match=r"1 tensors are missing, first 'norm\.weight'"):
         load_model(folder)
     save_file(
         {**state, "model.norm.weight": norm, "extra": norm.clone()}, folder / "model.safetensors"

@@ -208,8 +208,8 @@ def test_how_a_step_is_computed_does_not_change_it(other: dict[str, object]) -> 
     changed, heard, _ = run(params(**{"batch_size": 8, **other}))
     for mine, theirs in zip(listener.steps, heard.steps, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
-    for mine, theirs in zip(model.parameters(), changed.parameters(), strict=True):
-        assert (mine - theirs).abs().max() < 1e-4
+    for weights, others in zip(model.parameters(), changed.parameters(), strict=True):
+        assert (weights - others).abs().max() < 1e-4
 
 
 def test_full_validation_is_token_weighted_over_every_example() -> None:
@@ -243,7 +243,7 @@ def test_scores_come_in_the_order_asked_for() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_schedule_reaches_the_optimizer_to_its_last_step(schedule: str) -> None:
     settings = params(lr_schedule=schedule, min_lr=1e-4, epochs=3)
-    model, listener, result = run(settings)
+    _, listener, result = run(settings)
     rates = [record.lr for record in listener.steps]
     assert rates == [learning_rate(s, result.steps, settings) for s in range(result.steps)]
     assert rates[:2] == [5e-3, 1e-2]
@@ -367,7 +367,7 @@ def test_compilation_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_training_learns_to_copy() -> None:
-    model, listener, result = run(params(epochs=25, batch_size=8), data(60))
+    _, listener, result = run(params(epochs=25, batch_size=8), data(60))
     assert result.train_loss < 0.5 * listener.steps[0].loss
 
 

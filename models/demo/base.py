@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.demo.texts import documents
@@ -99,15 +98,14 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
-) -> list[tuple[list[int], np.ndarray[tuple[int], np.dtype[np.uint8]]]]:
+) -> list[tuple[list[int], list[int]]]:
     """Each text between START and END, every token but the first a target."""
-    start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+    vocabulary = tokenizer.get_vocab()
+    start, end = vocabulary[START], vocabulary[END]
     examples = []
     for encoding in tokenizer.encode_batch(texts):
-        ids = [start, *encoding.ids, end][:max_tokens]
-        mask = np.ones(len(ids), np.uint8)
-        mask[0] = 0
-        examples.append((ids, mask))
+        ids: list[int] = [start, *encoding.ids, end][:max_tokens]
+        examples.append((ids, [0] + [1] * (len(ids) - 1)))
     return examples
 
 

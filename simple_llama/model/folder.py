@@ -61,9 +61,8 @@ def load_model(
                 )
             parameter.copy_(tensor)
     if waiting:
-        raise InputError(
-            f"{folder}: weights miss {len(waiting)} tensors, first {next(iter(waiting))!r}"
-        )
+        first = next(iter(waiting))
+        raise InputError(f"{folder}: {len(waiting)} tensors are missing, first {first!r}")
     return model
 
 

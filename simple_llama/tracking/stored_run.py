@@ -180,8 +180,9 @@ class StoredRun:
     def final(self, metrics: dict[str, float], timestamp: int, step: int) -> None:
         """Metrics of the whole run, and of its model where it has logged one."""
         metric = self._store.mlflow.entities.Metric
+        model_id = self._model_id()
         values = [
-            metric(key, value, timestamp, step, model_id=self._model_id(), run_id=self.run_id)
+            metric(key, value, timestamp, step, model_id=model_id, run_id=self.run_id)
             for key, value in metrics.items()
         ]
         self._client.log_batch(self.run_id, metrics=values)
