@@ -70,8 +70,8 @@ def check_fits(folder: str | Path, vocab_size: int, max_seq_len: int) -> ModelCo
     """The config of a base model that a tokenizer of vocab_size ids and examples of up to
     max_seq_len tokens can use.
 
-    Raises InputError where there are no weights or ids would have no embedding; warns where positions go beyond those of
-    pretraining.
+    Raises InputError where there are no weights or ids would have no embedding; warns where
+    positions go beyond those of pretraining.
     """
     weight_files(folder)
     config = load_config(folder)
