@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from simple_llama.data.tokens import tokenize
+from simple_llama.data.encoding import tokenize
 from simple_llama.errors import one_line_errors
 from simple_llama.files import write_json
 from simple_llama.params import Params, TokenizeParams

@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simple_llama.data import tokens as module
+from simple_llama.data.encoding import tokenize
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.data.tokens import Tokens, tokenize
+from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.params import TokenizeParams
 

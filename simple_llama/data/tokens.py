@@ -7,28 +7,14 @@ rows    0         2                    its line in the split's .jsonl; line 1 wa
 """
 
 import json
-import math
-import shutil
-import tempfile
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simple_llama.data.examples import Example, read_examples
-from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.errors import InputError
-from simple_llama.files import atomic_write
-from simple_llama.params import TokenizeParams
-
-SPLITS = ("train", "val")
-BATCH_EXAMPLES = 1024
-BATCH_CHARACTERS = 2**20
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("<u1"),
@@ -92,160 +78,6 @@ class Tokens:
         if not sound:
             raise InputError(f"{path}: its arrays do not fit together; run tokenize again")
         return cls(ids, mask, starts, rows)
-
-
-def tokenize(
-    params: TokenizeParams,
-    prepared: str | Path,
-    folder: str | Path,
-    watch: Callable[[Iterable[Example]], Iterable[Example]] = iter,
-) -> dict[str, Any]:
-    """Write the token arrays, dropped.jsonl and the tokenizer into `folder`.
-
-    The report of reports/tokenize.json. Flat memory but for 16 bytes an example; the tokens wait
-    in unnamed temporary files in `folder`. Raises InputError where a split stays empty.
-    """
-    prepared, folder = Path(prepared), Path(folder)
-    tokenizer = ChatTokenizer.from_file(
-        params.tokenizer_path,
-        system_prompt=params.system_prompt,
-        model_max_length=params.max_seq_len,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        dropped = stack.enter_context(atomic_write(folder / "dropped.jsonl"))
-        splits = {
-            name: stack.enter_context(_Split(prepared / f"{name}.jsonl", folder, tokenizer))
-            for name in SPLITS
-        }
-        for name, split in splits.items():
-            for example, length in split.add(watch(read_examples(split.source)), params):
-                record = {"id": example.id, "split": name, "length": length}
-                dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
-        for name, split in splits.items():
-            split.write(folder / f"{name}.safetensors")
-    tokenizer.save(folder / "tokenizer")
-    return _report(splits["train"], splits["val"])
-
-
-@dataclass
-class _Split:
-    """One split on its way to its file."""
-
-    source: Path
-    folder: Path
-    tokenizer: ChatTokenizer
-    starts: "array[int]" = field(default_factory=lambda: array("q", [0]))
-    rows: "array[int]" = field(default_factory=lambda: array("q"))
-    supervised: int = 0
-    unknown: int = 0
-    dropped: int = 0
-
-    def __post_init__(self) -> None:
-        self.dtype_name = _smallest_dtype(self.tokenizer.vocab_size)
-
-    def __enter__(self) -> "_Split":
-        self.ids = tempfile.TemporaryFile(dir=self.folder)
-        self.mask = tempfile.TemporaryFile(dir=self.folder)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.ids.close()
-        self.mask.close()
-
-    def add(
-        self, examples: Iterable[Example], params: TokenizeParams
-    ) -> Iterator[tuple[Example, int]]:
-        """Encode and spill; yields what is too long, with its length. InputError if all are."""
-        row = 0
-        shortest = math.inf
-        for batch in _batches(examples):
-            messages = [example.messages for example in batch]
-            encoded = self.tokenizer.encode(messages, params.supervise)
-            for example, (ids, mask) in zip(batch, encoded):
-                if len(ids) > params.max_seq_len:
-                    self.dropped += 1
-                    shortest = min(shortest, len(ids))
-                    yield example, len(ids)
-                else:
-                    self._spill(ids, mask, row)
-                row += 1
-        if not self.rows:
-            raise InputError(
-                f"{self.source}: every one of its {row} examples is longer than max_seq_len "
-                f"({params.max_seq_len} tokens); the shortest has {shortest}"
-            )
-
-    def _spill(self, ids: NDArray[np.uint32], mask: NDArray[np.bool_], row: int) -> None:
-        self.ids.write(ids.astype(DTYPES[self.dtype_name]).tobytes())
-        self.mask.write(mask.tobytes())
-        self.starts.append(self.starts[-1] + len(ids))
-        self.rows.append(row)
-        self.supervised += int(np.count_nonzero(mask))
-        self.unknown += int(np.count_nonzero(ids == self.tokenizer.unk_id))
-
-    def write(self, path: Path) -> None:
-        """The safetensors file: header, then the fields in the order of FIELDS."""
-        shapes = {
-            "starts": ("I64", len(self.starts)),
-            "rows": ("I64", len(self.rows)),
-            "ids": (self.dtype_name, self.starts[-1]),
-            "mask": ("U8", self.starts[-1]),
-        }
-        with atomic_write(path) as file:
-            file.write(_header(shapes))
-            for numbers in (self.starts, self.rows):
-                file.write(np.asarray(numbers, DTYPES["I64"]).tobytes())
-            for spilled in (self.ids, self.mask):
-                spilled.seek(0)
-                shutil.copyfileobj(spilled, file, 2**20)
-
-
-def _report(train: _Split, val: _Split) -> dict[str, Any]:
-    lengths = np.sort(np.concatenate([np.diff(split.starts) for split in (train, val)]))
-    tokens = int(lengths.sum())
-    return {
-        "train_examples": len(train.rows),
-        "val_examples": len(val.rows),
-        "dropped_too_long": train.dropped + val.dropped,
-        "tokens": tokens,
-        "supervised_tokens": train.supervised + val.supervised,
-        "unknown_token_rate": round((train.unknown + val.unknown) / tokens, 6),
-        "length_p50": int(lengths[(len(lengths) - 1) * 50 // 100]),
-        "length_p95": int(lengths[(len(lengths) - 1) * 95 // 100]),
-        "length_max": int(lengths[-1]),
-    }
-
-
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """By number and by size, so that neither short nor long conversations fill the memory."""
-    batch: list[Example] = []
-    characters = 0
-    for example in examples:
-        batch.append(example)
-        characters += sum(len(message["content"]) for message in example.messages)
-        if len(batch) == BATCH_EXAMPLES or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _smallest_dtype(vocab_size: int) -> str:
-    return next(name for name in FIELDS["ids"] if vocab_size - 1 <= np.iinfo(DTYPES[name]).max)
-
-
-def _header(shapes: dict[str, tuple[str, int]]) -> bytes:
-    """https://github.com/huggingface/safetensors#format"""
-    entries = {}
-    begin = 0
-    for name, (dtype, length) in shapes.items():
-        end = begin + length * DTYPES[dtype].itemsize
-        entries[name] = {"dtype": dtype, "shape": [length], "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _map_fields(path: Path) -> dict[str, NDArray[Any]]:
