@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from simple_llama.data import tokens as module
+from simple_llama.data import encoding as module
 from simple_llama.data.encoding import tokenize
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
