@@ -25,7 +25,8 @@ lint: .venv/installed-dev
 	@$(RUN) mypy
 
 ui: .venv/installed
-	@$(RUN) mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
+	@echo "opening on http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning (Ctrl-C ends it)"
+	@$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

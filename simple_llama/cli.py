@@ -80,7 +80,7 @@ def summary() -> None:
         lines.append(("exact match", f"{change} of {result['exact_match_examples']:,} replies"))
     lines += [
         ("report", "models/report.html"),
-        ("runs", "make ui, then http://127.0.0.1:5000"),
+        ("runs", "make ui, then open the address that it prints"),
     ]
     print("\n".join(f"{name:<16} {text}" for name, text in lines))
 

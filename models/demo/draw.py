@@ -128,18 +128,11 @@ def words(rng: Random) -> Slots:
     }  # fmt: skip
 
 
-def row(rng: Random) -> Slots:
-    """A longer row of words of all kinds, to be found again in other dress."""
+def drill(rng: Random) -> Slots:
+    """A few words, over and over."""
     known = world.GOODS + world.COLOURS + world.VISITORS + list(world.OPPOSITES)
-    drawn = rng.sample(known, rng.randint(6, 14))
-    return {
-        "row": " ".join(drawn),
-        "listed": ", ".join(drawn),
-        "reversed": ", ".join(reversed(drawn)),
-        "array": json.dumps(drawn),
-        "bullets": "\n".join(f"- {word}" for word in drawn),
-        "quoted": " ".join(f'"{word}"' for word in drawn),
-    }  # fmt: skip
+    unit = rng.choice([" ", ", ", "\n"]).join(rng.sample(known, rng.randint(1, 5)))
+    return {"drill": "; ".join([unit] * (24 // len(unit.split())))}
 
 
 KINDS = {
