@@ -37,6 +37,8 @@ class DemoParams:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
+    rope_theta: float
+    init_std: float
     val_documents: float
 
 
@@ -61,7 +63,7 @@ def main() -> None:
         )
         chat.save(f"{folder}/tokenizer")
         model = Decoder(config(shape, chat.vocab_size, params.max_seq_len), dropout=params.dropout)
-        model.initialise(params.seed)
+        model.initialise(params.seed, shape.init_std)
         held_out = max(1, round(len(texts) * shape.val_documents))
         encoded = encode(tokenizer, texts, params.max_seq_len)
         data = TrainingData(
@@ -120,7 +122,7 @@ def config(shape: DemoParams, vocab_size: int, max_tokens: int) -> ModelConfig:
         head_dim=shape.hidden_size // shape.num_attention_heads,
         max_position_embeddings=max_tokens,
         rms_norm_eps=1e-5,
-        rope_theta=10000.0,
+        rope_theta=shape.rope_theta,
         tie_word_embeddings=True,
         attention_bias=False,
         mlp_bias=False,

@@ -56,8 +56,8 @@ def visitor(rng: Random) -> Slots:
 
 
 def goods(rng: Random) -> Slots:
-    """Three or four things in a list, and what can be made of them."""
-    items = rng.sample(world.GOODS, rng.choice([3, 3, 4]))
+    """Three things in a list, and what can be made of them."""
+    items = rng.sample(world.GOODS, 3)
     other = rng.choice([good for good in world.GOODS if good not in items])
     place = rng.randrange(len(items))
     return {
@@ -76,8 +76,8 @@ def goods(rng: Random) -> Slots:
 
 
 def numbers(rng: Random) -> Slots:
-    """Three or four different numbers up to 20."""
-    drawn = rng.sample(range(1, 21), rng.choice([3, 3, 4]))
+    """Three different digits."""
+    drawn = rng.sample(range(1, 10), 3)
     rising = sorted(drawn)
     return {
         "numbers": ", ".join(map(str, drawn)),
@@ -87,7 +87,7 @@ def numbers(rng: Random) -> Slots:
 
 
 def sums(rng: Random) -> Slots:
-    a, b, c = rng.randint(1, 10), rng.randint(1, 10), rng.randint(1, 5)
+    a, b, c = rng.randint(1, 9), rng.randint(1, 5), rng.randint(1, 3)
     return {
         "a": str(a), "b": str(b), "c": str(c), "sum": str(a + b), "more": str(a + b + c),
         "a_word": world.NUMBER_WORDS[a], "b_word": world.NUMBER_WORDS[b],
@@ -98,7 +98,7 @@ def sums(rng: Random) -> Slots:
 
 
 def sequence(rng: Random) -> Slots:
-    start, step = rng.randint(1, 10), rng.choice([1, 2, 5, 10])
+    start, step = rng.randint(1, 10), rng.choice([1, 2, 10])
     terms = [str(start + step * n) for n in range(5)]
     return {"terms": ", ".join(terms[:4]), "next": terms[4]}
 
@@ -129,10 +129,12 @@ def words(rng: Random) -> Slots:
 
 
 def drill(rng: Random) -> Slots:
-    """A few words, over and over."""
+    """A few words, over and over, in one dress or in several."""
     known = world.GOODS + world.COLOURS + world.VISITORS + list(world.OPPOSITES)
-    unit = rng.choice([" ", ", ", "\n"]).join(rng.sample(known, rng.randint(1, 5)))
-    return {"drill": "; ".join([unit] * (24 // len(unit.split())))}
+    drawn = rng.sample(known, rng.randint(2, 5))
+    dresses = rng.choices([" ", ", ", "\n", " - "], k=rng.choice([1, 4]))
+    times = 24 // len(drawn)
+    return {"drill": "; ".join(rng.choice(dresses).join(drawn) for _ in range(times))}
 
 
 KINDS = {

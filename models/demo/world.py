@@ -174,16 +174,15 @@ NUMBER_WORDS = [
 
 # Things to list, sort and count; no two share a first letter, so sorting looks at one letter only.
 GOODS = [
-    "apple", "bread", "cheese", "egg", "fig", "grape", "honey", "jam", "kiwi", "lemon", "melon",
-    "nut", "olive", "pear", "rice", "salt", "tea", "walnut",
+    "apple", "bread", "cheese", "egg", "fig", "honey", "jam", "lemon", "nut", "pear", "rice", "tea",
 ]  # fmt: skip
 
 COLOURS = ["red", "blue", "green", "yellow", "black", "white", "brown", "orange"]
 
 # People of whom nothing is known beforehand: what a text says of them must be read in that text.
 VISITORS = [
-    "Anna", "Boris", "Cleo", "David", "Ella", "Frank", "Greta", "Hans", "Iris", "Karl", "Luna",
-    "Marco", "Olga", "Paul", "Rosa", "Tom",
+    "Anna", "Boris", "Cleo", "David", "Ella", "Frank", "Greta", "Hans", "Iris", "Karl", "Olga",
+    "Tom",
 ]  # fmt: skip
 
 MISSPELLED_THINGS = {

@@ -150,8 +150,8 @@ class Decoder(nn.Module):
         """Float32 scores over the vocabulary, (..., V) of hidden (..., D)."""
         return self.lm_head(hidden).float()  # type: ignore[no-any-return]
 
-    def initialise(self, seed: int) -> None:
-        """Random weights for pretraining: normal(0, 0.02), the residual branches' outputs
+    def initialise(self, seed: int, std: float = 0.02) -> None:
+        """Random weights for pretraining: normal(0, std), the residual branches' outputs
         scaled down by the root of their number (GPT-2, section 2.3 of its paper)."""
         generator = torch.Generator().manual_seed(seed)
         branches = 2 * self.config.num_hidden_layers
@@ -162,5 +162,5 @@ class Decoder(nn.Module):
                 nn.init.ones_(parameter)
             else:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = 0.02 / branches**0.5 if residual else 0.02
-                nn.init.normal_(parameter, 0.0, std, generator=generator)
+                scale = std / branches**0.5 if residual else std
+                nn.init.normal_(parameter, 0.0, scale, generator=generator)
