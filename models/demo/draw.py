@@ -87,7 +87,7 @@ def numbers(rng: Random) -> Slots:
 
 
 def sums(rng: Random) -> Slots:
-    a, b, c = rng.randint(1, 9), rng.randint(1, 5), rng.randint(1, 3)
+    a, b, c = rng.randint(2, 9), rng.randint(2, 5), rng.randint(2, 3)
     return {
         "a": str(a), "b": str(b), "c": str(c), "sum": str(a + b), "more": str(a + b + c),
         "a_word": world.NUMBER_WORDS[a], "b_word": world.NUMBER_WORDS[b],

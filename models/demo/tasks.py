@@ -118,43 +118,43 @@ FACTS = [
 ]
 
 REASONING = [
-    task("reasoning_and_arithmetic", 90, draw.sums,
+    task("reasoning_and_arithmetic", 80, draw.sums,
          "What is {a} + {b}? | Add {a} and {b}. | {a} plus {b} is what? | Calculate {a} + {b}. | "
          "How much is {a} plus {b}? | Give me the sum of {a} and {b}. | Work out {a} + {b}. | "
          "{a} + {b} = ?",
          "{a} + {b} = {sum}.", word="{sum}"),
-    task("reasoning_and_arithmetic", 80, draw.sums,
+    task("reasoning_and_arithmetic", 70, draw.sums,
          "What is {sum} - {b}? | Subtract {b} from {sum}. | {sum} minus {b} is what? | Calculate "
          "{sum} - {b}. | How much is {sum} minus {b}? | Take {b} away from {sum}. | {sum} - {b} = "
          "?",
          "{sum} - {b} = {a}.", word="{a}"),
-    task("reasoning_and_arithmetic", 50, draw.sums,
+    task("reasoning_and_arithmetic", 40, draw.sums,
          "What is {a_word} plus {b_word}? | Add {a_word} and {b_word}. | How much is {a_word} and "
          "{b_word}? | In words: {a_word} plus {b_word}. | What do {a_word} and {b_word} make?",
          "{a_word} plus {b_word} is {sum_word}.", word="{sum_word}"),
-    task("reasoning_and_arithmetic", 50, draw.sums,
+    task("reasoning_and_arithmetic", 40, draw.sums,
          "What is {c} times {a}? | Multiply {c} by {a}. | {c} * {a} = ? | Calculate {c} * {a}. | "
          "How much is {c} times {a}? | Work out {c} * {a}.",
          "{c} * {a} = {product}.", word="{product}"),
-    task("reasoning_and_arithmetic", 70, draw.sums,
+    task("reasoning_and_arithmetic", 60, draw.sums,
          "{name} has {a} {good} and gets {b} more. How many {good} does {name} have now? | {name} "
          "buys {a} {good}, then {b} more. How many {good} is that? | {name} finds {a} {good} in "
          "the morning and {b} at noon. How many {good} in all? | There are {a} {good} on the "
          "table. {name} adds {b}. How many are there? | {name} owns {a} {good}. A friend brings "
          "{b}. Count the {good}.",
          "{a} + {b} = {sum}, so {sum} {good}.", word="{sum}"),
-    task("reasoning_and_arithmetic", 60, draw.sums,
+    task("reasoning_and_arithmetic", 40, draw.sums,
          "{name} has {sum} {good} and eats {b}. How many {good} are left? | {name} had {sum} "
          "{good} and lost {b}. How many remain? | Of {sum} {good}, {name} sells {b}. How many "
          "{good} are left? | There are {sum} {good}. {name} takes {b} away. How many stay? | "
          "{name} gives {b} of {sum} {good} to a friend. How many are left?",
          "{sum} - {b} = {a}, so {a} {good}.", word="{a}"),
-    task("reasoning_and_arithmetic", 60, draw.numbers,
+    task("reasoning_and_arithmetic", 70, draw.numbers,
          "Which number is the largest: {numbers}? | Find the largest of {numbers}. | Name the "
          "biggest number: {numbers} | Of {numbers}, which is the highest? | What is the maximum "
          "of {numbers}?",
          "The largest is {largest}.", word="{largest}"),
-    task("reasoning_and_arithmetic", 50, draw.numbers,
+    task("reasoning_and_arithmetic", 70, draw.numbers,
          "Which number is the smallest: {numbers}? | Find the smallest of {numbers}. | Name the "
          "lowest number: {numbers} | Of {numbers}, which is the least? | What is the minimum "
          "of {numbers}?",
@@ -195,7 +195,7 @@ INSTRUCTIONS = [
          "Say {one} {times} times. | Write {one} {times} times. | Repeat {one} {times} times. | "
          "Please write {one} {times} times. | I want to read {one} {times} times.",
          "{again}"),
-    task("instruction_following", 80, draw.words,
+    task("instruction_following", 60, draw.words,
          "Repeat after me: {one} {two} {three} | Say exactly this: {one} {two} {three} | Copy "
          "this: {one} {two} {three} | Write the same words: {one} {two} {three} | Echo: {one} "
          "{two} {three}",
@@ -213,12 +213,12 @@ INSTRUCTIONS = [
          "Give me only the last item: {items} | What is the last in this list? {items} | Write the "
          "last word of: {items} | Take the last one of {items}. | Last item, please: {items}",
          "{last}"),
-    task("instruction_following", 70, draw.goods,
+    task("instruction_following", 50, draw.goods,
          "Add {other} to the list: {items} | Append {other}: {items} | Put {other} at the end of: "
          "{items} | Here is my list: {items}. Write it with {other} at the end. | Extend {items} "
          "by {other}.",
          "{items}, {other}"),
-    task("instruction_following", 60, draw.goods,
+    task("instruction_following", 40, draw.goods,
          "Replace {gone} by {other}: {items} | Change {gone} to {other}: {items} | In this list, "
          "write {other} for {gone}: {items} | In {items}, put {other} where {gone} is. | Use "
          "{other} instead of {gone}: {items}",
@@ -296,19 +296,19 @@ STRUCTURE = [
          "What is the name in {record}? | Read the name: {record} | Give the value of name: "
          "{record} | {record} Which name is it? | Extract the name from {record}",
          "{name}"),
-    task("structured_transformation", 80, draw.numbers,
+    task("structured_transformation", 60, draw.numbers,
          "Sort these numbers: {numbers} | Order from small to large: {numbers} | Put in rising "
          "order: {numbers} | Arrange the numbers: {numbers} | Smallest first: {numbers}",
          "{rising}"),
-    task("structured_transformation", 60, draw.numbers,
+    task("structured_transformation", 40, draw.numbers,
          "Sort from large to small: {numbers} | Put in falling order: {numbers} | Largest first: "
          "{numbers} | Sort backwards: {numbers} | Order downwards: {numbers}",
          "{falling}"),
-    task("structured_transformation", 70, draw.goods,
+    task("structured_transformation", 40, draw.goods,
          "Sort by the alphabet: {items} | Put in alphabetical order: {items} | Sort these words: "
          "{items} | Order from a to z: {items} | Arrange these words: {items}",
          "{sorted}"),
-    task("structured_transformation", 60, draw.goods,
+    task("structured_transformation", 40, draw.goods,
          "Reverse this list: {items} | Write the list backwards: {items} | List from last to "
          "first: {items} | Turn the list around: {items} | Backwards, please: {items}",
          "{reversed}"),
@@ -366,8 +366,8 @@ TURNS = [
          "I bought {items}. | Today I need {items}. | My basket holds {items}. | On my list are "
          "{items}. | I packed {items}.",
          "I will remember that.",
-         "How many things is that? | Count them. | How many did I name? | How many items are they?",
-         "You named {number} things: {items}."),
+         "What did I name? | Say them again. | Repeat my things. | Which things did I name?",
+         "You named {items}."),
     task("multi_turn_conversation", 80, draw.country,
          "Tell me the capital of {name}. | I want to know the capital of {name}. | Please name the "
          "capital of {name}. | Let us talk about {name}. What is its capital? | I will travel to "

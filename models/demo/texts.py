@@ -72,7 +72,7 @@ SUBJECTS = [
         "Not a {wrong_job}: {name} is a {job}.",
         "No, {name} is a {job}.",
     ]),
-    Subject(4, draw.animal, [
+    Subject(5, draw.animal, [
         "A young {name} is called {a_young}.",
         "The young of {a_name} is {a_young}.",
         "The baby of {a_name} is {a_young}.",
@@ -83,12 +83,12 @@ SUBJECTS = [
         "The {name} is an animal with {legs} legs.",
         "animal: {name}, young: {young}, home: {home}, sound: {sound}",
     ]),
-    Subject(2, draw.pair(world.OPPOSITES, both_ways=True), [
+    Subject(4, draw.pair(world.OPPOSITES, both_ways=True), [
         "The opposite of {key} is {value}.",
         "The contrary of {key} is {value}.",
         "not {key} but {value}",
     ]),
-    Subject(1, draw.pair(world.THING_COLOURS), [
+    Subject(2, draw.pair(world.THING_COLOURS), [
         "The colour of {key} is {value}.",
         "I paint {key} {value}.",
         "{key}: {value}",
@@ -98,11 +98,11 @@ SUBJECTS = [
         "The {value} of {key} is famous.",
         "They make {value} in {key}.",
     ]),
-    Subject(1, draw.pair(world.PAST), [
+    Subject(3, draw.pair(world.PAST), [
         "The past tense of {key} is {value}.",
         "today {key}, yesterday {value}",
     ]),
-    Subject(10, draw.sums, [
+    Subject(16, draw.sums, [
         "{a} + {b} = {sum}.",
         "{a} plus {b} is {sum}.",
         "The sum of {a} and {b} is {sum}.",
@@ -116,7 +116,7 @@ SUBJECTS = [
         "{name} has {a} {good} and gets {b} more: {a} + {b} = {sum}, so {sum} {good}.",
         "{name} has {sum} {good} and loses {b}: {sum} - {b} = {a}, so {a} {good}.",
     ]),
-    Subject(6, draw.numbers, [
+    Subject(8, draw.numbers, [
         "numbers: {numbers}",
         "rising: {rising}",
         "sorted: {rising}",
@@ -124,15 +124,16 @@ SUBJECTS = [
         "The largest is {largest}.",
         "The smallest is {smallest}.",
     ]),
-    Subject(2, draw.calendar, [
+    Subject(9, draw.calendar, [
         "After {here} comes {after}.",
         "The {unit} after {here} is {after}.",
         "Before {here} comes {before}.",
         "The {unit} before {here} is {before}.",
         "{before}, {here}, {after}",
+        "{after} is next after {here}, and {before} is just before {here}.",
     ]),
-    Subject(1, draw.sequence, ["{terms}, {next}", "{terms}: the next number is {next}."]),
-    Subject(1, draw.number_word, ["{digits} is {word}.", "{word}: {digits}", "{digits}: {word}"]),
+    Subject(3, draw.sequence, ["{terms}, {next}", "{terms}: the next number is {next}."]),
+    Subject(3, draw.number_word, ["{digits} is {word}.", "{word}: {digits}", "{digits}: {word}"]),
     Subject(8, draw.words, [
         "{one} {two} {three}",
         "{one} {two} {three}",
@@ -144,12 +145,19 @@ SUBJECTS = [
         '"{one}" "{two}" "{three}"',
         "({one}) ({two})",
     ]),
-    Subject(10, draw.goods, [
+    Subject(4, draw.words, [
+        "{one} in capital letters is {upper}.",
+        "{one}: {upper}",
+        "{upper} is {one}.",
+        '"{one}", "{upper}"',
+    ]),
+    Subject(14, draw.goods, [
         "{items}",
         "{spoken}",
         "The first is {first}.",
         "The last is {last}.",
         "{number} things: {items}",
+        "You named {items}.",
         "by the alphabet: {sorted}",
         "backwards: {reversed}",
         "{items}, {other}",
@@ -158,7 +166,7 @@ SUBJECTS = [
         "{bullets}",
         "{numbered}",
     ]),
-    Subject(2, draw.kinds, [
+    Subject(4, draw.kinds, [
         "{listed}",
         "Among {listed}, the {kind} is {answer}.",
         "{answer} is {a_kind}.",
@@ -182,7 +190,7 @@ SUBJECTS = [
         "{name} beats {friend} and {third}.",
         "{name} shared the {good} with {friend}. They sat down by the river and ate.",
     ]),
-    Subject(4, draw.misspelling, [
+    Subject(6, draw.misspelling, [
         "The correct spelling of {wrong} is {right}.",
         "{wrong}: {right}",
         "wrong: {wrong_text}",
@@ -195,8 +203,8 @@ SUBJECTS = [
         "right: {text}",
         "{text}",
     ]),
-    Subject(30, draw.drill, ["{drill}"]),
-    Subject(1, draw.wrong_plural, ["wrong: {wrong}", "right: {right}", "not {wrong} but {right}"]),
+    Subject(10, draw.drill, ["{drill}"]),
+    Subject(2, draw.wrong_plural, ["wrong: {wrong}", "right: {right}", "not {wrong} but {right}"]),
 ]
 # fmt: on
 
