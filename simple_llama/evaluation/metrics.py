@@ -1,6 +1,7 @@
 """Scoring a model on a whole split: token-weighted loss, accuracy, greedy exact match."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class Evaluation:
     """By example: the greedy reply."""
     matches: Mapping[int, bool]
     """By scored example: whether the reply is the reference."""
+    references: Mapping[int, str]
+    """By scored example."""
 
 
 def evaluate(
@@ -49,11 +52,9 @@ def evaluate(
         replies = _answer(model, tokens, tokenizer, short, params.exact_match_max_tokens, params)
         longest = int(tokens.lengths.max())
         replies |= _answer(model, tokens, tokenizer, long[:LONG_SAMPLES], longest, params)
-    matches = {
-        example: replies[example].strip() == reference(tokens, tokenizer, example).strip()
-        for example in short.tolist()
-    }
-    return Evaluation(scores, replies, matches)
+    references = {i: reference(tokens, tokenizer, i) for i in short.tolist()}
+    matches = {i: replies[i].strip() == references[i].strip() for i in references}
+    return Evaluation(scores, replies, matches, references)
 
 
 def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indices]:
@@ -122,6 +123,7 @@ CATEGORY_KEYS = (
     "exact_match_examples",
     "exact_match",
     "base_exact_match",
+    "most_frequent_answer",
 )
 
 
@@ -137,6 +139,7 @@ def _both(tuned: Evaluation, base: Evaluation, examples: Indices) -> dict[str, A
         "base_val_loss": _rounded(theirs.mean_loss),
         "base_token_accuracy": _rounded(theirs.accuracy),
         "base_exact_match": _share(base.matches, scored),
+        "most_frequent_answer": _most_frequent(tuned.references, scored),
         "examples": len(examples),
         "supervised_tokens": int(mine.tokens.sum()),
     }
@@ -148,6 +151,14 @@ def _part(scores: Scores, examples: Indices) -> Scores:
 
 def _share(matches: Mapping[int, bool], scored: list[int]) -> float | None:
     return _rounded(sum(matches[i] for i in scored) / len(scored)) if scored else None
+
+
+def _most_frequent(references: Mapping[int, str], scored: list[int]) -> float | None:
+    """What always giving the most frequent answer would score."""
+    if not scored:
+        return None
+    [(_, times)] = Counter(references[i] for i in scored).most_common(1)
+    return _rounded(times / len(scored))
 
 
 def _rounded(value: float) -> float:
