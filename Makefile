@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := $(CURDIR)/.venv
 RUN := PATH="$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check install --quiet
 
 .PHONY: repro test quick lint ui clean
 
@@ -34,7 +34,8 @@ clean:
 .venv/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found, wanted Python 3.11 or newer: make PYTHON=python3"; exit 1; }
 	@echo "making .venv"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: wanted Python 3.11 or newer")'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/installed: requirements.lock pyproject.toml | .venv/bin/python
 	@echo "installing requirements.lock (a few minutes the first time)"

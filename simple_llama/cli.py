@@ -7,7 +7,6 @@ from pathlib import Path
 from simple_llama.errors import InputError, one_line_errors
 from simple_llama.files import read_json
 from simple_llama.params import (
-    VALIDATION_SPLIT,
     BaseParams,
     EvaluateParams,
     ExecutionParams,
@@ -40,16 +39,13 @@ def check() -> None:
     train = params.section(TrainParams)
     data = params.section(PrepareParams).ft_json_path
     _check_exists("ft_json_path", data)
-    for key, path in (
-        ("tokenizer_path", params.section(TokenizeParams).tokenizer_path),
-        ("model_path", params.section(BaseParams).model_path),
-    ):
-        if not Path(path).is_relative_to(DEMO):
-            _check_exists(key, path)
-    held_out = params.section(EvaluateParams).eval_json_path
-    if held_out != VALIDATION_SPLIT:
-        _check_exists("eval_json_path", held_out)
     base = params.section(BaseParams).model_path
+    tokens = params.section(TokenizeParams)
+    if not (Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)):
+        _check_base(base, tokens)
+    evaluation = params.section(EvaluateParams)
+    if not evaluation.on_validation_split:
+        _check_exists("eval_json_path", evaluation.eval_json_path)
     print(f"params.yaml: {len(params.values)} keys, all valid")
     print(f"data: {data}, base model: {base}")
     print(f"device: {_device(train)}")
@@ -58,6 +54,15 @@ def check() -> None:
 def _check_exists(key: str, path: str) -> None:
     if not Path(path).exists():
         raise InputError(f"params.yaml: {key}: {path} does not exist")
+
+
+def _check_base(base: str, params: TokenizeParams) -> None:
+    """The tokenizer has its control tokens and the base model an embedding for each id."""
+    from simple_llama.data.prompt import ChatTokenizer
+    from simple_llama.model.folder import check_fits
+
+    tokenizer = ChatTokenizer.from_file(params.tokenizer_path, system_prompt=params.system_prompt)
+    check_fits(base, tokenizer.vocab_size, params.max_seq_len)
 
 
 def _device(params: ExecutionParams) -> str:
@@ -70,10 +75,11 @@ def summary() -> None:
     """Say what the last run made and how good it is."""
     result = read_json("reports/eval.json")
     train = read_json("reports/train.json")
+    where = "validation" if Params().section(EvaluateParams).on_validation_split else "held-out"
     lines = [
         ("model", "models/sft/ (Hugging Face layout)"),
         ("trained", f"{train['steps']:,} steps, {train['epochs']:g} epochs"),
-        ("validation loss", f"{result['base_val_loss']:.4f} -> {result['val_loss']:.4f}"),
+        (f"{where} loss", f"{result['base_val_loss']:.4f} -> {result['val_loss']:.4f}"),
     ]
     if result["exact_match"] is not None:
         change = f"{result['base_exact_match']:.1%} -> {result['exact_match']:.1%}"

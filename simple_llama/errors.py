@@ -16,6 +16,13 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InputError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RuntimeError as error:
+        # torch.OutOfMemoryError, by name: not every stage imports torch
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        sys.exit("error: the device ran out of memory: a smaller micro_batch_tokens needs less")
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise

@@ -18,6 +18,13 @@ from simple_llama.errors import InputError
 
 Section = TypeVar("Section")
 
+VALIDATION_SPLIT = "data/prepared/val.jsonl"
+"""The eval_json_path that stands for the validation split, as tokenize left it."""
+
+
+def is_validation_split(path: str) -> bool:
+    return Path(path).resolve() == Path(VALIDATION_SPLIT).resolve()
+
 
 def _require(holds: bool, key: str, got: object, wanted: str) -> None:
     if not holds:
@@ -42,7 +49,7 @@ class PrepareParams:
         _require(self.ft_json_path != "", "ft_json_path", self.ft_json_path, "a path")
         _require(0 < self.train_split < 1, "train_split", self.train_split, "between 0 and 1")
         _require(0 <= self.max_rejected <= 1, "max_rejected", self.max_rejected, "0 to 1")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +63,19 @@ class TokenizeParams:
     supervise: Literal["last_reply", "all_replies"]
 
     def __post_init__(self) -> None:
+        _require(self.tokenizer_path != "", "tokenizer_path", self.tokenizer_path, "a path")
         _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionParams:
-    """How train and evaluate compute: changes speed and memory, not what is computed."""
+    """How train and evaluate compute: speed and memory, and the last digits of the result."""
 
     device: str
     precision: Literal["auto", "bf16", "fp32"]
     micro_batch_tokens: int
     """Padded tokens in one forward pass, at most (but at least one example)."""
+    use_flash_attention: bool
 
     def __post_init__(self) -> None:
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
@@ -86,7 +95,6 @@ class TrainParams(ExecutionParams):
     seed: int
     max_seq_len: int
     dropout: float
-    use_flash_attention: bool
     epochs: int
     batch_size: int
     """Examples; times grad_accum_steps they make one optimizer step."""
@@ -129,7 +137,6 @@ class TrainParams(ExecutionParams):
         for key in ("epochs", "batch_size", "grad_accum_steps", "eval_num_samples"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
         for key in (
-            "seed",
             "warmup_iterations",
             "weight_decay",
             "max_grad_norm",
@@ -142,6 +149,7 @@ class TrainParams(ExecutionParams):
             "sample_temperature",
         ):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
         for key in ("beta1", "beta2"):
@@ -173,6 +181,9 @@ class BaseParams:
 
     model_path: str
 
+    def __post_init__(self) -> None:
+        _require(self.model_path != "", "model_path", self.model_path, "a path")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateParams(ExecutionParams):
@@ -186,8 +197,14 @@ class EvaluateParams(ExecutionParams):
     max_seq_len: int
     supervise: Literal["last_reply", "all_replies"]
 
+    @property
+    def on_validation_split(self) -> bool:
+        """Whether the validation split is scored, not a held-out file."""
+        return is_validation_split(self.eval_json_path)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.eval_json_path != "", "eval_json_path", self.eval_json_path, "a path")
         _require(
             self.exact_match_max_tokens >= 1,
             "exact_match_max_tokens",
@@ -223,10 +240,6 @@ PIPELINE = (
 """The owners of the keys of the root params.yaml."""
 
 
-VALIDATION_SPLIT = "data/prepared/val.jsonl"
-"""The eval_json_path that stands for the validation split, as tokenize left it."""
-
-
 class Params:
     """A params file that has been checked whole.
 
@@ -260,9 +273,10 @@ class Params:
             raise InputError(f"{self.path}: {error}") from None
 
 
-def owned(params: Params, but: type[Any]) -> dict[str, Any]:
-    """The pipeline's params without those that only one owner reads."""
-    names = {f.name for owner in PIPELINE if owner is not but for f in dataclasses.fields(owner)}
+def without(params: Params, owner: type[Any]) -> dict[str, Any]:
+    """The pipeline's params without those that only this owner reads."""
+    others = (other for other in PIPELINE if other is not owner)
+    names = {field.name for other in others for field in dataclasses.fields(other)}
     return {key: value for key, value in params.values.items() if key in names}
 
 

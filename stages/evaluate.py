@@ -16,16 +16,15 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference, summarise
 from simple_llama.evaluation.report import ReportInput, render
-from simple_llama.files import atomic_write, digest, read_csv, read_json, write_json
+from simple_llama.files import atomic_write, read_csv, read_json, write_json
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.params import (
-    VALIDATION_SPLIT,
     BaseParams,
     EvaluateParams,
     Params,
     TrackingParams,
-    owned,
+    without,
 )
 
 MODEL = "models/sft"
@@ -43,33 +42,40 @@ def main() -> None:
         base = all_params.section(BaseParams).model_path
         tokenizer = ChatTokenizer.from_folder(TOKENIZER)
         tokens, categories, data = load(params, tokenizer)
-        training_params = owned(all_params, EvaluateParams)
+        training_params = without(all_params, EvaluateParams)
         settings = {k: v for k, v in all_params.values.items() if k not in training_params}
         with tracking.evaluation_run(
             all_params.section(TrackingParams),
             read_json("models/run.json")["run_id"],
             params=settings,
-            tags={},
             training_params=training_params,
         ) as run:
             evaluations = {}
             for name, folder in (("base", base), ("tuned", MODEL)):
                 check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
-                model = load_model(folder, pick_device(params.device))
                 print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
-                evaluations[name] = evaluate(model, tokens, tokenizer, params)
+                evaluations[name] = evaluate(
+                    load_model(
+                        folder, pick_device(params.device), fused=params.use_flash_attention
+                    ),
+                    tokens,
+                    tokenizer,
+                    params,
+                )
             result = summarise(evaluations["tuned"], evaluations["base"], categories, data)
             samples = compare(tokens, tokenizer, categories, evaluations)
             write(result, samples, all_params)
-            record(run, result, samples, base, all_params)
-        print(summary(result))
+            record(run, result, samples, all_params)
+        print(summary(result, params))
 
 
 def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list[str | None], str]:
     """What is evaluated: tokens, categories, and a sentence that says what it is."""
     path = params.eval_json_path
+    if Path(path).resolve() == Path("data/prepared/train.jsonl").resolve():
+        raise InputError(f"eval_json_path: {path} was trained on, wanted held-out examples")
     examples = list(read_examples(path, params.system_prompt))
-    if path == VALIDATION_SPLIT:
+    if params.on_validation_split:
         tokens = Tokens.read(TOKENS[1])
         kept = [examples[row] for row in tokens.rows]
         sentence = (
@@ -89,7 +95,7 @@ def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list
             f"({params.max_seq_len}) tokens"
         )
     sentence = (
-        f"The held-out file {path} ({digest([path])[:12]}), {len(pairs):,} examples; "
+        f"Held out: {path}, {len(pairs):,} examples; "
         f"{len(examples) - len(pairs):,} longer than max_seq_len are left out. "
         "It chose no checkpoint; that it shares no example with the training data is not checked."
     )
@@ -139,7 +145,7 @@ def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params)
             val_curve=read_csv("reports/curves/val.csv"),
             lengths=histogram(lengths),
             samples=samples,
-            params=owned(params, TrackingParams),
+            params=without(params, TrackingParams),
             facts=facts(params),
         )
     )
@@ -172,7 +178,6 @@ def record(
     run: tracking.Run,
     result: dict[str, Any],
     samples: list[dict[str, Any]],
-    base: str,
     params: Params,
 ) -> None:
     """The same for MLflow."""
@@ -181,15 +186,17 @@ def record(
     run.log_file(REPORT)
     run.log_table(samples, "samples/evaluation.json")
     train = read_json("reports/train.json")
+    base = params.section(BaseParams).model_path
     run.describe(
         f"{base} fine-tuned on {params.values['ft_json_path']}, {train['steps']:,} steps.  \n"
-        f"{summary(result)}"
+        f"{summary(result, params.section(EvaluateParams))}"
     )
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: dict[str, Any], params: EvaluateParams) -> str:
     """In a line: 'validation loss 3.21 -> 0.45, exact match 0.0% -> 71.2%'."""
-    line = f"validation loss {result['base_val_loss']:.4f} -> {result['val_loss']:.4f}"
+    where = "validation" if params.on_validation_split else "held-out"
+    line = f"{where} loss {result['base_val_loss']:.4f} -> {result['val_loss']:.4f}"
     if result["exact_match"] is not None:
         line += (
             f", exact match {result['base_exact_match']:.1%} -> {result['exact_match']:.1%} "

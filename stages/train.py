@@ -11,7 +11,7 @@ from simple_llama import tracking
 from simple_llama.data.batches import Plan
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
-from simple_llama.errors import one_line_errors
+from simple_llama.errors import InputError, one_line_errors
 from simple_llama.files import digest, write_csv, write_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import describe, pick_device
@@ -23,7 +23,7 @@ from simple_llama.params import (
     PrepareParams,
     TrackingParams,
     TrainParams,
-    owned,
+    without,
 )
 from simple_llama.training.console import Console
 from simple_llama.training.loop import (
@@ -64,21 +64,24 @@ def main() -> None:
         size = sum(parameter.numel() for parameter in model.parameters())
         where = describe(device, params.precision)
         print(f"{base}: {size / 1e6:.1f}M parameters on {where}", flush=True)
+        source = all_params.section(PrepareParams).ft_json_path
+        data_digest = digest(_files(Path(source)))
         CHECKPOINTS.mkdir(parents=True, exist_ok=True)
         with tracking.training_run(
             all_params.section(TrackingParams),
-            params=owned(all_params, EvaluateParams),
-            tags=_tags(base, where),
-            dataset=_dataset(all_params.section(PrepareParams).ft_json_path, data),
+            params=without(all_params, EvaluateParams),
+            tags=_tags(base, data_digest, where),
+            dataset=_dataset(source, data_digest, data),
         ) as run:
             recorder = Recorder(tokenizer, run, params.ckpt_epochs)
             try:
                 result = train(model, data, params, recorder)
             except Diverged as error:
-                ids = data.train.rows[error.examples].tolist()
-                write_json(DIVERGED, {"step": error.step, "train_jsonl_lines": ids})
-                run.log_file(DIVERGED, "diverged")
-                raise
+                path = tracking.main_root() / DIVERGED
+                rows = data.train.rows[error.examples].tolist()
+                write_json(path, {"step": error.step, "rows_of_train_jsonl_from_0": rows})
+                run.log_file(path, "diverged")
+                raise InputError(f"{error}; the step's examples: {path}") from None
             finally:
                 recorder.close()
             _write(result, recorder, run, all_params, f"{base} ({size / 1e6:.1f}M parameters)")
@@ -130,21 +133,27 @@ class Recorder(Console):
             save_model(model, CHECKPOINTS / f"epoch-{epoch:02}", TOKENIZER)
 
 
-def _tags(base: str, where: str) -> dict[str, str]:
+def _tags(base: str, data: str, where: str) -> dict[str, str]:
     return {
         "device": where,
         "torch": torch.__version__,
         "torch_threads": str(torch.get_num_threads()),
+        "digest.data": data,
         "digest.tokens": digest(TOKENS),
         "digest.base_model": digest(weight_files(base)),
     }
 
 
-def _dataset(source: str, data: TrainingData) -> tracking.Dataset:
+def _files(path: Path) -> list[Path]:
+    """A file, or what a folder holds."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _dataset(source: str, data_digest: str, data: TrainingData) -> tracking.Dataset:
     splits = (data.train, data.val)
     return tracking.Dataset(
         name=Path(source).name,
-        digest=digest(TOKENS)[:36],
+        digest=data_digest,
         source=source,
         counts={
             "train_examples": len(data.train),

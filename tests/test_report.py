@@ -17,6 +17,7 @@ from simple_llama.evaluation.charts import finite_points, smooth, thin, tick_tex
 from simple_llama.evaluation.page import decimal, esc, percent
 from simple_llama.evaluation.report import SAMPLES_KEPT, ReportInput, render
 from simple_llama.evaluation.scorecard import moved, wilson_interval
+from simple_llama.params import VALIDATION_SPLIT
 
 VOID = {"meta", "br"}
 
@@ -99,7 +100,11 @@ def example(**changes: Any) -> ReportInput:
         val_curve=[{"step": s, "val_loss": 2.3 - s / 60} for s in range(0, 91, 30)],
         lengths=[(1, 64, 900), (65, 128, 1500), (129, 412, 993)],
         samples=[sample(prompt="What is 17 + 25?", reference="42", base="17 17", tuned="42")],
-        params={"model_path": "models/demo/base", "max_lr": 3e-4, "eval_json_path": None},
+        params={
+            "model_path": "models/demo/base",
+            "max_lr": 3e-4,
+            "eval_json_path": VALIDATION_SPLIT,
+        },
         facts={"Base model": "models/demo/base, 1.0M parameters"},
     )
     return dataclasses.replace(report, **changes)

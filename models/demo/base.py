@@ -15,7 +15,7 @@ from models.demo.texts import documents
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokenizer import CONTROL_TOKENS
 from simple_llama.data.tokens import Tokens
-from simple_llama.errors import one_line_errors
+from simple_llama.errors import InputError, one_line_errors
 from simple_llama.model.decoder import Decoder, ModelConfig
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import save_model
@@ -40,15 +40,27 @@ class DemoParams:
     rope_theta: float
     init_std: float
     val_documents: float
+    """Share of the documents that validates."""
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"num_attention_heads: got {self.num_attention_heads}, "
+                f"wanted a divisor of hidden_size ({self.hidden_size})"
+            )
+        if not 0 < self.val_documents < 1:
+            raise InputError(f"val_documents: got {self.val_documents}, wanted between 0 and 1")
 
 
 class Saver(Console):
     """Keeps the best model."""
 
-    def improved(self, model: Decoder) -> None:
-        save_model(model, BASE, self.tokenizer_folder)
+    def __init__(self, tokenizer: ChatTokenizer, folder: Path) -> None:
+        super().__init__(tokenizer.decode)
+        self.folder = folder
 
-    tokenizer_folder: Path
+    def improved(self, model: Decoder) -> None:
+        save_model(model, BASE, self.folder)
 
 
 def main() -> None:
@@ -62,7 +74,11 @@ def main() -> None:
             f"{folder}/bpe.json", system_prompt="", model_max_length=params.max_seq_len
         )
         chat.save(f"{folder}/tokenizer")
-        model = Decoder(config(shape, chat.vocab_size, params.max_seq_len), dropout=params.dropout)
+        model = Decoder(
+            config(shape, chat.vocab_size, params.max_seq_len),
+            dropout=params.dropout,
+            fused=params.use_flash_attention,
+        )
         model.initialise(params.seed, shape.init_std)
         held_out = max(1, round(len(texts) * shape.val_documents))
         encoded = encode(tokenizer, texts, params.max_seq_len)
@@ -72,8 +88,7 @@ def main() -> None:
             pad_id=chat.pad_id,
             stop_id=chat.stop_id,
         )
-        saver = Saver(chat.decode)
-        saver.tokenizer_folder = Path(folder, "tokenizer")
+        saver = Saver(chat, Path(folder, "tokenizer"))
         train(model.to(pick_device(params.device)), data, params, saver)
         saver.close()
 

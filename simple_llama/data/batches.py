@@ -139,3 +139,8 @@ def split_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:
     ids, mask = tokens.ids[span], tokens.mask[span]
     start = int(np.flatnonzero(mask == 0)[-1]) + 1
     return ids[:start].tolist(), ids[start:].tolist()
+
+
+def spread(examples: int, wanted: int) -> Indices:
+    """`wanted` indices evenly over range(examples), or all of them."""
+    return np.unique(np.linspace(0, examples - 1, min(examples, wanted)).round().astype(np.int64))

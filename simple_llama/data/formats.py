@@ -85,7 +85,7 @@ def _from_messages(row: dict[str, Any]) -> Conversation:
     return Conversation(
         system=messages[0]["content"] if messages[0]["role"] == "system" else None,
         turns=turns,
-        category=_optional_text(row, "category"),
+        category=_optional_text(row, "category" if "category" in row else "Category"),
     )
 
 

@@ -139,6 +139,10 @@ class ChatTokenizer:
         [(ids, _)] = self._assemble([self._render(messages, "last_reply")])
         return [int(token) for token in ids]
 
+    def has_control(self, ids: Sequence[int]) -> bool:
+        """Whether a control token is among the ids."""
+        return bool(self._is_control[np.asarray(ids, np.int64)].any())
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
         text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from simple_llama.data.batches import Indices, cut, split_reply
+from simple_llama.data.batches import Indices, cut, split_reply, spread
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
@@ -49,11 +50,21 @@ def evaluate(
     )
     short, long = exact_match_examples(tokens, params.exact_match_max_tokens)
     with autocast(device, params.precision):
-        replies = _answer(model, tokens, tokenizer, short, params.exact_match_max_tokens, params)
+        answers = _answer(model, tokens, tokenizer, short, params.exact_match_max_tokens, params)
+        # a reply that goes on, or holds a control token, is not the reference's text alone
+        unended = {
+            i
+            for i, ids in answers.items()
+            if len(ids) > params.exact_match_max_tokens or tokenizer.has_control(ids)
+        }
+        some_long = long[spread(len(long), LONG_SAMPLES)] if len(long) else long
         longest = int(tokens.lengths.max())
-        replies |= _answer(model, tokens, tokenizer, long[:LONG_SAMPLES], longest, params)
+        answers |= _answer(model, tokens, tokenizer, some_long, longest, params)
+    replies = {i: tokenizer.decode(ids) for i, ids in answers.items()}
     references = {i: reference(tokens, tokenizer, i) for i in short.tolist()}
-    matches = {i: replies[i].strip() == references[i].strip() for i in references}
+    matches = {
+        i: i not in unended and replies[i].strip() == references[i].strip() for i in references
+    }
     return Evaluation(scores, replies, matches, references)
 
 
@@ -76,22 +87,25 @@ def _answer(
     examples: Indices,
     max_tokens: int,
     params: EvaluateParams,
-) -> dict[int, str]:
-    """Greedy replies in batches of like length; one token more than allowed shows a reply that
-    does not end."""
+) -> dict[int, list[int]]:
+    """Greedy replies, as token ids, in batches of like length.
+
+    One token more than allowed shows a reply that does not end.
+    """
     prompts = {int(i): split_reply(tokens, int(i))[0] for i in examples}
     lengths = np.zeros(len(tokens), np.int64)
     for example, prompt in prompts.items():
         lengths[example] = len(prompt) + max_tokens
-    replies: dict[int, str] = {}
-    for group in cut(lengths, examples, params.micro_batch_tokens, None):
+    replies: dict[int, list[int]] = {}
+    groups = cut(lengths, examples, params.micro_batch_tokens, None)
+    for group in tqdm(groups, desc="answering", unit="batch", disable=None, leave=False):
         answers = generate(
             model,
             [prompts[int(i)] for i in group],
             max_new_tokens=max_tokens + 1,
             stop_id=tokenizer.stop_id,
         )
-        replies |= {int(i): tokenizer.decode(ids) for i, ids in zip(group, answers, strict=True)}
+        replies |= {int(i): ids for i, ids in zip(group, answers, strict=True)}
     return replies
 
 
@@ -103,10 +117,10 @@ def summarise(
     categories: one per example. Losses in nats per supervised token; shares from 0 to 1, null
     where no example was scored.
     """
-    names = sorted({name for name in categories if name is not None})
+    named = [name or "uncategorised" for name in categories] if any(categories) else []
     by_category = {}
-    for name in names:
-        examples = np.array([i for i, other in enumerate(categories) if other == name])
+    for name in sorted(set(named)):
+        examples = np.array([i for i, other in enumerate(named) if other == name])
         row = _both(tuned, base, examples)
         by_category[name] = {key: row[key] for key in CATEGORY_KEYS}
     return {

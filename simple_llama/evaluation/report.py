@@ -69,7 +69,7 @@ class ReportInput:
     samples: Sequence[Mapping[str, Any]]
     """category, prompt, reference, base, tuned, match and base_match (None: not scored)."""
     params: Mapping[str, Any]
-    """Every key of params.yaml."""
+    """The keys of params.yaml."""
     facts: Mapping[str, str]
     """What was trained on what: label to text."""
 
@@ -220,8 +220,8 @@ def ledger(report: ReportInput) -> str:
     )
     alike = number(prepare, "val_prompts_like_train")
     note = (
-        f"{percent(alike)} of the validation prompts differ from a training prompt only in digits "
-        "or names: on these, a good score may partly be memory of the training data."
+        f"At most {percent(alike)} of the validation prompts differ from a training prompt only in "
+        "digits or names: on these, a good score may partly be memory of the training data."
     )
     return section(
         "Where the data went",

@@ -22,7 +22,7 @@ from simple_llama.evaluation.page import (
     table,
     things,
 )
-from simple_llama.params import VALIDATION_SPLIT
+from simple_llama.params import VALIDATION_SPLIT, is_validation_split
 
 CATEGORIES_SHOWN = 20
 """Categories in the open table; the rest is folded away."""
@@ -30,7 +30,7 @@ CATEGORIES_SHOWN = 20
 
 def loss_name(values: Mapping[str, Any]) -> str:
     """Name the loss after the data it was measured on; `eval_json_path` names a held-out file."""
-    split = values.get("eval_json_path", VALIDATION_SPLIT) == VALIDATION_SPLIT
+    split = is_validation_split(values.get("eval_json_path", VALIDATION_SPLIT))
     return "Validation loss" if split else "Held-out loss"
 
 

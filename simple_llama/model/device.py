@@ -14,12 +14,12 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise InputError(f"device: got {name}, but {torch.cuda.device_count()} GPUs are visible")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError("device: got mps, but this machine has none")
-    return device
+    return torch.device(name)
 
 
 def uses_bf16(device: torch.device, precision: str) -> bool:

@@ -192,7 +192,10 @@ def save_model(model: Decoder, folder: str | Path, tokenizer: str | Path | None 
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(_state(model), temporary / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(_state(model), temporary / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, mostly
+        raise InputError(f"{folder}: the weights could not be written: {error}") from None
     generation: dict[str, Any] = {}
     if tokenizer is not None:
         for path in sorted(Path(tokenizer).iterdir()):

@@ -31,13 +31,14 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    room = max(0, model.config.max_position_embeddings - longest)
-    steps = min(max_new_tokens, room)
+    ends = model.config.max_position_embeddings
+    limits = [min(max_new_tokens, max(0, ends - len(prompt))) for prompt in prompts]
+    steps = max(limits)
     cache = KVCache(padding, longest + steps)
 
     replies: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # the reply each row of the batch belongs to
-    unfinished = [True] * len(prompts)
+    unfinished = [limit > 0 for limit in limits]
     tokens = ids.to(device)
     was_training = model.training
     model.eval()
@@ -45,10 +46,9 @@ def generate(
         hidden = model(tokens, cache)[:, -1]
         chosen = _choose(model.logits(hidden), temperature, generator)
         for row, token in zip(rows, chosen.tolist(), strict=True):
-            if token == stop_id:
-                unfinished[row] = False
-            elif unfinished[row]:
+            if unfinished[row] and token != stop_id:
                 replies[row].append(token)
+            unfinished[row] &= token != stop_id and len(replies[row]) < limits[row]
         alive = [place for place, row in enumerate(rows) if unfinished[row]]
         if not alive:
             break

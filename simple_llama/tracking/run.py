@@ -1,7 +1,6 @@
 """A run as the stages see it: opened, logged to from the training loop, ended truthfully."""
 
 import dataclasses
-import json
 import signal
 import threading
 import time
@@ -103,9 +102,6 @@ class Run:
     def log_text(self, text: str, file: str) -> None:
         self._outbox.put("text", text=text, file=file)
 
-    def log_dict(self, content: Mapping[str, Any], file: str) -> None:
-        self.log_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", file)
-
     def log_table(self, rows: Sequence[Mapping[str, Any]], file: str) -> None:
         """Add rows to a table artifact (a .json file)."""
         table = self._tables.setdefault(file, [])
@@ -178,7 +174,7 @@ def evaluation_run(
     run_id: str,
     *,
     params: Mapping[str, Any],
-    tags: Mapping[str, str],
+    tags: Mapping[str, str] | None = None,
     training_params: Mapping[str, Any] | None = None,
     dataset: Dataset | None = None,
 ) -> Iterator[Run]:
@@ -188,6 +184,7 @@ def evaluation_run(
     source_run_id, to which the training's params are copied (training_params where the database
     no longer knows them).
     """
+    tags = tags or {}
     common = _opening(params, tags)
     code = {f"evaluation.{key}": common["tags"].get(key, "") for key in ("git.commit", "git.dirty")}
     opening = {

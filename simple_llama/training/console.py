@@ -21,6 +21,7 @@ class Console:
         self.bar = tqdm(disable=True)
         self.tokens = 0
         self.seconds = 0.0
+        self.val_loss = ""
         self.last_line = perf_counter()
 
     def started(self, plan: Plan) -> None:
@@ -36,7 +37,7 @@ class Console:
         self.tokens += record.tokens
         self.seconds += record.seconds
         speed = self.tokens / self.seconds
-        figures = f"loss {record.loss:.3f}  lr {record.lr:.2e}  {speed:,.0f} tok/s"
+        figures = f"loss {record.loss:.3f}  lr {record.lr:.2e}  {speed:,.0f} tok/s{self.val_loss}"
         self.bar.set_postfix_str(figures, refresh=False)
         self.bar.update()
         now = perf_counter()
@@ -50,6 +51,7 @@ class Console:
             self.last_line = now
 
     def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+        self.val_loss = f"  val {loss:.3f}"
         if full:
             self._say(f"step {step:,}: validation loss {loss:.4f} over all {examples:,} examples")
 

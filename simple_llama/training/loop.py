@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simple_llama.data.batches import Indices, MicroBatch, Plan, micro_batches, split_reply
+from simple_llama.data.batches import Indices, MicroBatch, Plan, micro_batches, split_reply, spread
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
@@ -84,12 +84,14 @@ class TrainResult:
 
 
 class Diverged(InputError):
-    """The loss or a gradient is no longer a finite number; the update was not made."""
+    """A loss or a gradient is no longer a finite number.
 
-    def __init__(self, step: int, loss: float, grad_norm: float, examples: Indices) -> None:
+    `examples`: those of the step, whose update was not made; or of the validation.
+    """
+
+    def __init__(self, step: int, what: str, examples: Indices) -> None:
         super().__init__(
-            f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; "
-            "the update was not made; a lower max_lr or a longer warmup may help"
+            f"training diverged at step {step}: {what}; a lower max_lr or a longer warmup may help"
         )
         self.step = step
         self.examples = examples
@@ -169,7 +171,9 @@ class Trainer:
                 train_loss = progress.loss_sum / progress.loss_tokens
                 progress.loss_sum, progress.loss_tokens = 0.0, 0
                 self._keep_if_better(val_loss)
-                self.observer.epoch_ended(-(-progress.step // plan.steps_per_epoch), self.model)
+                epoch, rest = divmod(progress.step, plan.steps_per_epoch)
+                if rest == 0:
+                    self.observer.epoch_ended(epoch, self.model)
                 if self._patience_is_over():
                     break
         return TrainResult(
@@ -206,7 +210,8 @@ class Trainer:
         )
         loss_value, norm_value = loss.item(), norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise Diverged(step + 1, loss_value, norm_value, examples)
+            what = f"loss {loss_value}, gradient norm {norm_value}, the update was not made"
+            raise Diverged(step + 1, what, examples)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -260,6 +265,8 @@ class Trainer:
         if not full:
             examples = spread(len(examples), self.params.eval_num_samples)
         scores = self._score(examples)
+        if not math.isfinite(scores.mean_loss):
+            raise Diverged(self.progress.step, f"validation loss {scores.mean_loss}", examples)
         self.observer.validated(self.progress.step, scores.mean_loss, len(examples), full=full)
         return scores.mean_loss
 
@@ -305,11 +312,6 @@ class Trainer:
                 generator=torch.Generator().manual_seed(params.seed + progress.step),
             )
         self.observer.sampled(progress.step, prompts, replies)
-
-
-def spread(examples: int, wanted: int) -> Indices:
-    """`wanted` indices evenly over range(examples), or all of them."""
-    return np.unique(np.linspace(0, examples - 1, min(examples, wanted)).round().astype(np.int64))
 
 
 def report(result: TrainResult) -> dict[str, float]:

@@ -83,7 +83,7 @@ def score(
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         hits = logits.argmax(dim=-1) == batch.targets
         rows, size = batch.rows, len(batch.examples)
-        loss[batch.examples] = np.bincount(rows, losses.double().cpu().numpy(), size)
+        loss[batch.examples] = np.bincount(rows, losses.cpu().double().numpy(), size)
         count[batch.examples] = np.bincount(rows, minlength=size)
         correct[batch.examples] = np.bincount(rows, hits.cpu().numpy(), size)
     model.train(was_training)
