@@ -157,7 +157,7 @@ def test_shows_what_it_was_given() -> None:
     assert "0.02%" in text
     assert "models/demo/base, 1.0M parameters" in text
     assert "Reference 42 Base model ✗ differs 17 17 Tuned model ✓ matches 42" in text
-    assert "max_lr 0.0003 eval_json_path null" in text
+    assert "max_lr 0.0003 eval_json_path data/prepared/val.jsonl" in text
 
 
 def test_sections_stand_in_the_order_of_the_story() -> None:
