@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := $(CURDIR)/.venv
+PORT ?= 5000
 RUN := PATH="$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check install --quiet
 
@@ -25,8 +26,8 @@ lint: .venv/installed-dev
 	@$(RUN) mypy
 
 ui: .venv/installed
-	@echo "opening on http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning (Ctrl-C ends it)"
-	@$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1
+	@echo "opening on http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning (Ctrl-C ends it)"
+	@$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
