@@ -295,6 +295,7 @@ def test_a_learning_rate_reruns_train_and_evaluate_and_reaches_mlflow(project: P
         assert losses == metrics["best_step"] or losses > metrics["best_step"]
         assert {"loss", "lr", "grad_norm", "tokens_per_second", "val_loss"} <= set(metrics)
         assert metrics["eval_exact_match_examples"] > 0
+        assert 0 < metrics["lr"] <= float(rate), "small learning rates are not rounded away"
         assert {"config", "curves", "report.html", "samples"} <= set(artifacts)
         assert "few.json" in datasets
         assert run_id in versions
