@@ -16,7 +16,7 @@ from typing import NamedTuple
 from models.demo import draw, world
 from models.demo.draw import Slots
 
-DOCUMENTS = 22_000
+DOCUMENTS = 20_000
 
 
 class Subject(NamedTuple):
