@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
-from simple_llama.model.decoder import Decoder, ModelConfig
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import check_fits, load_config, load_model, save_model
 from simple_llama.model.generation import generate
 

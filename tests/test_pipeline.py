@@ -17,7 +17,8 @@ import yaml
 from models.demo.base import train_tokenizer
 from models.demo.texts import documents
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.model.decoder import Decoder, ModelConfig
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.params import (
     PIPELINE,

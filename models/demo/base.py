@@ -16,7 +16,8 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokenizer import CONTROL_TOKENS
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
-from simple_llama.model.decoder import Decoder, ModelConfig
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import save_model
 from simple_llama.params import Params, TrainParams

@@ -4,17 +4,13 @@ Shapes, here and in decoder.py: B batch, T time, D width, H query heads, G key/v
 K head width, S cached positions.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from simple_llama.model.decoder import ModelConfig
+from simple_llama.model.config import ModelConfig
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.files import read_json, sync_folder
-from simple_llama.model.decoder import Decoder, ModelConfig
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.decoder import Decoder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
