@@ -1,6 +1,7 @@
 """What the training loop promises: steps, sums, schedule, and nothing touched by the side."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -382,3 +383,19 @@ def test_micro_batches_cover_a_step() -> None:
     tokens = examples(10)
     batches = list(micro_batches(tokens, np.arange(10), budget=60, pad_id=PAD))
     assert sorted(i for batch in batches for i in batch.examples) == list(range(10))
+
+
+def test_a_compiled_model_trains_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through PyTorch's own wrapper, with its backend that needs no compiler."""
+    real = torch.compile
+
+    def without_compiler(model: Decoder, **_: object) -> object:
+        return real(model, backend="eager", dynamic=True)
+
+    monkeypatch.setattr(torch, "compile", without_compiler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a fallback would say so
+        compiled, _, _ = run(params(enable_compilation=True, epochs=1))
+    plain, _, _ = run(params(epochs=1))
+    for mine, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert (mine - theirs).abs().max() < 1e-5

@@ -25,7 +25,7 @@ def supervised_logits(
 
     `forward` may be a compiled form of the model.
     """
-    hidden = (forward or model)(batch.ids)  # (B, T, D)
+    hidden = (model if forward is None else forward)(batch.ids)  # (B, T, D)
     return model.logits(hidden.flatten(0, 1)[batch.positions])
 
 
