@@ -399,3 +399,10 @@ def test_a_compiled_model_trains_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _, _ = run(params(epochs=1))
     for mine, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
         assert (mine - theirs).abs().max() < 1e-5
+
+
+def test_a_last_update_that_ruins_the_model_is_found_by_its_validation() -> None:
+    settings = params(max_steps=1, warmup_iterations=0, max_lr=1e38, lr_schedule="constant")
+    with pytest.raises(Diverged, match="diverged at step 1: validation loss nan") as error:
+        run(settings, data(4, 9))
+    assert sorted(error.value.examples.tolist()) == [0, 1, 2, 3], "the step's, not validation's"

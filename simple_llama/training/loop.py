@@ -86,7 +86,8 @@ class TrainResult:
 class Diverged(InputError):
     """A loss or a gradient is no longer a finite number.
 
-    `examples`: those of the step, whose update was not made; or of the validation.
+    `examples`: those of the step whose update was not made, or, where a validation shows it, of the
+    step before; none where the model came so.
     """
 
     def __init__(self, step: int, what: str, examples: Indices) -> None:
@@ -266,7 +267,9 @@ class Trainer:
             examples = spread(len(examples), self.params.eval_num_samples)
         scores = self._score(examples)
         if not math.isfinite(scores.mean_loss):
-            raise Diverged(self.progress.step, f"validation loss {scores.mean_loss}", examples)
+            step = self.progress.step
+            trained = self.plan.at(step - 1) if step else np.arange(0)
+            raise Diverged(step, f"validation loss {scores.mean_loss}", trained)
         self.observer.validated(self.progress.step, scores.mean_loss, len(examples), full=full)
         return scores.mean_loss
 
