@@ -7,7 +7,7 @@ PORT ?= 5000
 RUN := PATH="$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check install --quiet
 
-.PHONY: repro test quick lint ui clean
+.PHONY: repro test quick lint ui exp gc clean
 
 repro: .venv/installed
 	@$(RUN) simple-llama check
@@ -15,10 +15,10 @@ repro: .venv/installed
 	@$(RUN) simple-llama summary
 
 test: lint
-	@$(RUN) python -m pytest
+	@$(RUN) python -m pytest -n 2 --dist loadfile
 
 quick: .venv/installed-dev
-	@$(RUN) python -m pytest -m "not slow"
+	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed-dev
 	@$(RUN) ruff check .
@@ -28,6 +28,14 @@ lint: .venv/installed-dev
 ui: .venv/installed
 	@echo "opening on http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning (Ctrl-C ends it)"
 	@$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT)
+
+exp: .venv/installed
+	@$(RUN) dvc exp show --only-changed --no-pager --sort-by reports/eval.json:val_loss --drop '^(Created|State|Executor|steps|train_loss|best_|val_perp|val_tok|base_|by_category|data/|models/|base|stages/|simple_llama/|.*train[.]json|reports/.*json$$|reports/curves|.*[.]lock)'
+
+gc: .venv/installed
+	@$(RUN) dvc gc --workspace --all-branches --all-tags --all-experiments --force
+	@if [ -f mlflow.db ]; then $(RUN) mlflow gc --tracking-uri sqlite:///mlflow.db --backend-store-uri sqlite:///mlflow.db; fi
+	@if [ -d .resume ]; then find .resume -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +; fi
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
-"""The `simple-llama` command: check before a run, summary after it."""
+"""The `simple-llama` command: check before a run, summary, report and verify after it."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from simple_llama.errors import InputError, one_line_errors
@@ -18,6 +18,7 @@ from simple_llama.params import (
 
 DEMO = Path("models/demo/base")
 """Made by a stage of its own, so it may be absent before the first run."""
+DEMO_STAGE = Path("models/demo/dvc.yaml")
 
 
 def main() -> None:
@@ -25,12 +26,26 @@ def main() -> None:
         prog="simple-llama", description="Supervised fine-tuning of LLaMA-style models."
     )
     commands = parser.add_subparsers(title="commands", required=True)
-    for command in (check, summary):
+    parsers = {}
+    for command in (check, summary, verify, report, reproduce, relocate):
         sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0])
         sub.set_defaults(run=command)
-    run: Callable[[], None] = parser.parse_args().run
+        parsers[command.__name__] = sub
+    parsers["report"].add_argument(
+        "names",
+        nargs="*",
+        metavar="EXP",
+        help="an experiment, branch, tag or commit, or 'workspace' for the working tree; "
+        "without any: workspace and all experiments of HEAD",
+    )
+    parsers["report"].add_argument(
+        "--out", default="comparison.html", metavar="FILE", help="the page"
+    )
+    parsers["reproduce"].add_argument("run_id", metavar="RUN_ID", help="MLflow's id of the run")
+    arguments = vars(parser.parse_args())
+    run: Callable[..., None] = arguments.pop("run")
     with one_line_errors():
-        run()
+        run(**arguments)
 
 
 def check() -> None:
@@ -41,11 +56,18 @@ def check() -> None:
     _check_exists("ft_json_path", data)
     base = params.section(BaseParams).model_path
     tokens = params.section(TokenizeParams)
-    if not (Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)):
+    demo = Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)
+    if not demo:
         _check_base(base, tokens)
     evaluation = params.section(EvaluateParams)
     if not evaluation.on_validation_split:
         _check_exists("eval_json_path", evaluation.eval_json_path)
+    if not demo and DEMO_STAGE.exists():
+        print(
+            "note: the demo's base model is not used. Without its stage, `dvc checkout`, "
+            "`dvc pull` and `dvc exp apply` do not ask for it: "
+            f"git rm {DEMO_STAGE} {DEMO_STAGE.with_suffix('.lock')}"
+        )
     print(f"params.yaml: {len(params.values)} keys, all valid")
     print(f"data: {data}, base model: {base}")
     print(f"device: {_device(train)}")
@@ -89,6 +111,47 @@ def summary() -> None:
         ("runs", "make ui, then open the address that it prints"),
     ]
     print("\n".join(f"{name:<16} {text}" for name, text in lines))
+
+
+def report(names: Sequence[str], out: str) -> None:
+    """Lay several runs side by side in one page."""
+    from simple_llama.evaluation.comparison.page import compare
+
+    print(compare(names, out))
+
+
+def verify() -> None:
+    """Measure on the last run's data and model that batching, caching and saving change nothing."""
+    from simple_llama.evaluation.verify import checks, load  # torch takes seconds to import
+    from simple_llama.model.device import describe, pick_device
+
+    subject = load(Params())
+    print(f"{subject.folder} on {describe(pick_device(subject.params.device), 'fp32')}", flush=True)
+    done = []
+    for result in checks(subject):
+        print(result, flush=True)
+        done.append(result)
+    failed = [result.name for result in done if not result.holds]
+    if failed:
+        raise InputError(f"{len(failed)} of {len(done)} checks failed: {'; '.join(failed)}")
+
+
+def reproduce(run_id: str) -> None:
+    """Print the git and dvc commands that make an MLflow run again, in a folder of its own."""
+    from simple_llama.tracking.reproduce import commands
+
+    print("\n".join(commands(run_id)))
+
+
+def relocate() -> None:
+    """After the checkout was moved: point its MLflow store to where its artifacts are now."""
+    from simple_llama.tracking.relocate import relocate as mend
+
+    changed = mend()
+    for place, count in changed.items():
+        print(f"{count} paths led to {place}, which is gone; now they lead to this repository's")
+    if not changed:
+        print("nothing to change: all artifacts are where the store says")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: a temporary name in the same folder, fsync, rename."""
+"""Files and folders that are whole or absent: a temporary name beside them, fsync, rename."""
 
 import contextlib
 import csv
@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ from simple_llama.errors import InputError
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes if not.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path, for a file or a folder, that takes the place of `path` when the block ends
+    well, and vanishes if not.
 
     The temporary name is fixed, so a killed process leaves at most one behind, which the next
     writer overwrites; two writers of one path at once are for the caller to exclude.
@@ -24,17 +26,40 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    _remove(temporary)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if temporary.is_dir():
+            _remove(path)  # a folder cannot be renamed over another
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            _remove(temporary)
         raise
     sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends well: see atomic_path."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of files to the place of `target`, whole or not at all."""
+    with atomic_path(target) as temporary:
+        shutil.copytree(source, temporary)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,11 @@ from simple_llama.errors import InputError
 
 Section = TypeVar("Section")
 
+MAX_CHARACTERS = 2**16
+"""Of a params file: PyYAML is slow, and a file of parameters short."""
+MAX_INTEGER = 10**12
+"""What is counted here stays far below, and so it fits every library's integers."""
+
 VALIDATION_SPLIT = "data/prepared/val.jsonl"
 """The eval_json_path that stands for the validation split, as tokenize left it."""
 
@@ -28,7 +33,15 @@ def is_validation_split(path: str) -> bool:
 
 def _require(holds: bool, key: str, got: object, wanted: str) -> None:
     if not holds:
-        raise InputError(f"{key}: got {got!r}, wanted {wanted}")
+        raise InputError(f"{key}: got {_shown(got)}, wanted {wanted}")
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "a huge number"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +122,8 @@ class TrainParams(ExecutionParams):
     weight_decay: float
     max_grad_norm: float
     """0 switches clipping off."""
+    loss_spike: float
+    """Times the recent mean loss that a step's loss may be; 0: any."""
     max_steps: int
     """Optimizer steps; 0: no limit."""
     max_train_examples: int
@@ -140,6 +155,7 @@ class TrainParams(ExecutionParams):
             "warmup_iterations",
             "weight_decay",
             "max_grad_norm",
+            "loss_spike",
             "max_steps",
             "max_train_examples",
             "eval_interval",
@@ -229,6 +245,19 @@ class TrackingParams:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProcessParams:
+    """How stages live as processes; no stage's outs depend on it."""
+
+    resume_interval: float
+    """Seconds between two savings of the resume state; 0: at epoch ends only."""
+    share_device: bool
+    """Whether several stages may compute on one GPU at a time."""
+
+    def __post_init__(self) -> None:
+        _require(self.resume_interval >= 0, "resume_interval", self.resume_interval, "0 or more")
+
+
 PIPELINE = (
     PrepareParams,
     TokenizeParams,
@@ -236,6 +265,7 @@ PIPELINE = (
     TrainParams,
     EvaluateParams,
     TrackingParams,
+    ProcessParams,
 )
 """The owners of the keys of the root params.yaml."""
 
@@ -256,7 +286,7 @@ class Params:
             types.update({field.name: field.type for field in dataclasses.fields(owner)})
         for key in self.values:
             if key not in types:
-                raise InputError(f"{path}: unknown key {key!r}{_did_you_mean(str(key), types)}")
+                raise InputError(f"{path}: unknown key {_shown(key)}{_did_you_mean(key, types)}")
         for key, wanted in types.items():
             if key not in self.values:
                 raise InputError(f"{path}: missing key {key!r}, wanted {_type_name(wanted)}")
@@ -273,16 +303,22 @@ class Params:
             raise InputError(f"{self.path}: {error}") from None
 
 
-def without(params: Params, owner: type[Any]) -> dict[str, Any]:
-    """The pipeline's params without those that only this owner reads."""
-    others = (other for other in PIPELINE if other is not owner)
+def without(params: Params, *owners: type[Any]) -> dict[str, Any]:
+    """The pipeline's params without those that only these owners read."""
+    others = (other for other in PIPELINE if other not in owners)
     names = {field.name for other in others for field in dataclasses.fields(other)}
     return {key: value for key, value in params.values.items() if key in names}
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads YAML 1.2 floats (DVC writes 1e-05, which YAML 1.1 calls a string)
-    and refuses a key given twice."""
+    """SafeLoader that reads YAML 1.2 floats (DVC writes 1e-05, which YAML 1.1 calls a string) and
+    refuses a key given twice and aliases, a few lines of which stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias (*) is not read here", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -290,14 +326,15 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                    None, None, f"key {_shown(key)} stands twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    # without the merge key <<, which gives a key twice
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # https://yaml.org/spec/1.2.2/#1032-tag-resolution
@@ -314,18 +351,28 @@ _Loader.add_implicit_resolver(
 def _read_mapping(path: str | Path) -> dict[Any, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            # _Loader is a SafeLoader: plain data only
-            values = yaml.load(file, Loader=_Loader)  # noqa: S506
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, wanted the pipeline's parameters") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        # ValueError, TypeError: PyYAML's own on impossible dates, huge integers, unhashable keys
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{path}: over {MAX_CHARACTERS} characters, wanted a few lines")
+    try:
+        # _Loader is a SafeLoader: plain data only
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except Exception as error:  # PyYAML lets pass what its constructors run into: KeyError, ...
+        raise InputError(f"{path}: not valid YAML: {_problem(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: got {type(values).__name__}, wanted lines of 'key: value'")
     return values
+
+
+def _problem(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
 
 
 def _typed(where: str, value: object, wanted: Any) -> Any:
@@ -342,10 +389,10 @@ def _typed(where: str, value: object, wanted: Any) -> Any:
             if math.isfinite(number):
                 return number
     elif type(value) is wanted and (not isinstance(value, str) or value.isprintable()):
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise InputError(f"{where}: got {_shown(value)}, wanted at most {MAX_INTEGER:,}")
         return value
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    raise InputError(f"{where}: got {shown}, wanted {_type_name(wanted)}")
+    raise InputError(f"{where}: got {_shown(value)}, wanted {_type_name(wanted)}")
 
 
 def _type_name(wanted: Any) -> str:
@@ -360,6 +407,6 @@ def _type_name(wanted: Any) -> str:
     return names[wanted]
 
 
-def _did_you_mean(key: str, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
+def _did_you_mean(key: object, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from simple_llama import tracking
 from simple_llama.data.batches import split_reply
@@ -17,15 +18,19 @@ from simple_llama.errors import InputError, one_line_errors
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference, summarise
 from simple_llama.evaluation.report import ReportInput, render
 from simple_llama.files import atomic_write, read_csv, read_json, write_json
-from simple_llama.model.device import pick_device
+from simple_llama.model.device import claimed, is_deterministic, pick_device
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.params import (
     BaseParams,
     EvaluateParams,
     Params,
+    ProcessParams,
     TrackingParams,
+    TrainParams,
     without,
 )
+from simple_llama.process import dvc_ancestor, ends_with, main_root
+from simple_llama.training.resume import forget
 
 MODEL = "models/sft"
 TOKENIZER = "data/tokens/tokenizer"
@@ -36,37 +41,40 @@ HISTOGRAM_BUCKETS = 24
 
 
 def main() -> None:
-    with one_line_errors():
-        all_params = Params()
-        params = all_params.section(EvaluateParams)
-        base = all_params.section(BaseParams).model_path
-        tokenizer = ChatTokenizer.from_folder(TOKENIZER)
-        tokens, categories, data = load(params, tokenizer)
-        training_params = without(all_params, EvaluateParams)
-        settings = {k: v for k, v in all_params.values.items() if k not in training_params}
-        with tracking.evaluation_run(
-            all_params.section(TrackingParams),
-            read_json("models/run.json")["run_id"],
-            params=settings,
-            training_params=training_params,
-        ) as run:
-            evaluations = {}
-            for name, folder in (("base", base), ("tuned", MODEL)):
-                check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
-                print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
-                evaluations[name] = evaluate(
-                    load_model(
-                        folder, pick_device(params.device), fused=params.use_flash_attention
-                    ),
-                    tokens,
-                    tokenizer,
-                    params,
-                )
-            result = summarise(evaluations["tuned"], evaluations["base"], categories, data)
-            samples = compare(tokens, tokenizer, categories, evaluations)
-            write(result, samples, all_params)
-            record(run, result, samples, all_params)
-        print(summary(result, params))
+    with one_line_errors(), ends_with(dvc_ancestor()):
+        params = Params()
+        share = params.section(ProcessParams).share_device
+        with claimed(params.section(EvaluateParams).device, share=share) as device:
+            evaluate_on(device, params)
+
+
+def evaluate_on(device: torch.device, all_params: Params) -> None:
+    """Score both models on this device and report."""
+    params = all_params.section(EvaluateParams)
+    base = all_params.section(BaseParams).model_path
+    tokenizer = ChatTokenizer.from_folder(TOKENIZER)
+    tokens, categories, data = load(params, tokenizer)
+    training_params = without(all_params, EvaluateParams)
+    settings = {k: v for k, v in all_params.values.items() if k not in training_params}
+    trained = read_json("models/run.json")["run_id"]
+    forget(main_root(), trained)
+    with tracking.evaluation_run(
+        all_params.section(TrackingParams),
+        trained,
+        params=settings,
+        training_params=training_params,
+    ) as run:
+        evaluations = {}
+        for name, folder in (("base", base), ("tuned", MODEL)):
+            check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
+            print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
+            model = load_model(folder, device, fused=params.use_flash_attention)
+            evaluations[name] = evaluate(model, tokens, tokenizer, params)
+        result = summarise(evaluations["tuned"], evaluations["base"], categories, data)
+        samples = compare(tokens, tokenizer, categories, evaluations)
+        write(result, samples, all_params)
+        record(run, result, samples, all_params)
+    print(summary(result, params))
 
 
 def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list[str | None], str]:
@@ -145,7 +153,7 @@ def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params)
             val_curve=read_csv("reports/curves/val.csv"),
             lengths=histogram(lengths),
             samples=samples,
-            params=without(params, TrackingParams),
+            params=without(params, TrackingParams, ProcessParams),
             facts=facts(params),
         )
     )
@@ -168,10 +176,20 @@ def facts(params: Params) -> dict[str, str]:
         "Base model": values["model_path"],
         "Data": values["ft_json_path"],
         "Tokenizer": values["tokenizer_path"],
+        "Repeatable": repeatable(params.section(TrainParams)),
         "Trained": f"{weights}, supervising {values['supervise'].replace('_', ' ')}",
         "Step": f"{values['batch_size'] * values['grad_accum_steps']} examples, "
         f"{values['lr_schedule']} schedule from {values['max_lr']:g} to {values['min_lr']:g}",
     }
+
+
+def repeatable(params: TrainParams) -> str:
+    """How exactly the same training gives the same weights, where it runs."""
+    device = pick_device(params.device)
+    if is_deterministic(device) and not params.enable_compilation:
+        return f"byte for byte on {device.type}, with the same kind of processor and thread count"
+    what = "compiled code" if is_deterministic(device) else device.type
+    return f"closely but not byte for byte: {what} may add in another order"
 
 
 def record(

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,27 +13,31 @@ import pytest
 import torch
 import yaml
 
-from models.demo.base import train_tokenizer
-from models.demo.texts import documents
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.model.config import ModelConfig
-from simple_llama.model.decoder import Decoder
-from simple_llama.model.folder import load_model, save_model
+from simple_llama.model.folder import load_model
 from simple_llama.params import (
     PIPELINE,
     BaseParams,
     Params,
     PrepareParams,
+    ProcessParams,
     TokenizeParams,
     TrackingParams,
     TrainParams,
 )
+from tests.project import ROOT, Project
 from tests.test_model import logits_of
 
-ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-DEMO = yaml.safe_load((ROOT / "models/demo/dvc.yaml").read_text())["stages"]
-EXEMPT = ("simple_llama/params.py", "simple_llama/errors.py", "simple_llama/tracking/")
+DEMO_FILE = ROOT / "models/demo/dvc.yaml"
+# who has a model of their own may have removed it
+DEMO = yaml.safe_load(DEMO_FILE.read_text())["stages"] if DEMO_FILE.exists() else {}
+EXEMPT = (
+    "simple_llama/params.py",
+    "simple_llama/errors.py",
+    "simple_llama/process.py",
+    "simple_llama/tracking/",
+)
 
 
 def names(*owners: type[Any]) -> set[str]:
@@ -46,7 +49,7 @@ KEYS = {
     "tokenize": names(TokenizeParams),
     "train": names(TrainParams, BaseParams),
     # the report shows them all
-    "evaluate": names(*(owner for owner in PIPELINE if owner is not TrackingParams)),
+    "evaluate": names(*(o for o in PIPELINE if o not in (TrackingParams, ProcessParams))),
 }
 
 
@@ -75,7 +78,7 @@ def imported(path: Path, seen: set[Path]) -> set[Path]:
     ("entry", "stage"),
     [
         *((f"stages/{name}.py", stage) for name, stage in STAGES.items()),
-        ("models/demo/base.py", DEMO["demo_base"]),
+        *(("models/demo/base.py", stage) for stage in DEMO.values()),
     ],
 )
 def test_each_stage_depends_on_every_module_it_imports(entry: str, stage: dict[str, Any]) -> None:
@@ -113,98 +116,11 @@ def test_nothing_heavy_is_imported_before_it_is_needed(
     assert done.stdout.strip() == "[]"
 
 
-class Project:
-    """A copy of the tracked files as a git repository of its own, with a tiny base model."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        tracked = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for name in tracked:
-            if (ROOT / name).is_file() and name not in ("dvc.lock",):
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, root / name)
-        rows = json.loads((ROOT / "data/raw/demo_sft.json").read_text())[:160]
-        (root / "data/raw/few.json").write_text(json.dumps(rows))
-        self.make_base()
-        self.set(
-            ft_json_path="data/raw/few.json",
-            tokenizer_path="base/tokenizer.json",
-            model_path="base",
-            epochs=2,
-            max_lr=0.003,
-            eval_interval=4,
-            warmup_iterations=2,
-            exact_match_max_tokens=12,
-            device="cpu",
-        )
-        for command in (["init", "-qb", "main"], ["add", "-A"], ["commit", "-qm", "start"]):
-            self.run("git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command)
-
-    def make_base(self) -> None:
-        folder = self.root / "base"
-        folder.mkdir()
-        texts = [text for text, _ in zip(documents(0), range(400))]
-        train_tokenizer(texts, 400).save(str(folder / "bpe.json"))
-        chat = ChatTokenizer.from_file(folder / "bpe.json", system_prompt="", model_max_length=256)
-        chat.save(self.root / "tokenizer")
-        config = ModelConfig(
-            vocab_size=chat.vocab_size,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            max_position_embeddings=256,
-            rms_norm_eps=1e-5,
-            rope_theta=1e4,
-            tie_word_embeddings=True,
-            attention_bias=False,
-            mlp_bias=False,
-        )
-        model = Decoder(config)
-        model.initialise(0)
-        save_model(model, folder, self.root / "tokenizer")
-        shutil.rmtree(self.root / "tokenizer")
-
-    def set(self, **values: object) -> None:
-        path = self.root / "params.yaml"
-        lines = path.read_text().splitlines()
-        for key, value in values.items():
-            at = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
-            lines[at] = f"{key}: {value}"
-        path.write_text("\n".join(lines) + "\n")
-
-    def run(self, *command: str, fails: bool = False) -> str:
-        """Standard output and error of a command that ends well, or with exit code 1."""
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "DVC_NO_ANALYTICS": "1",
-        }
-        done = subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def json(self, name: str) -> Any:
-        return json.loads((self.root / name).read_text())
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Project.make(tmp_path_factory.mktemp("project"))
     project.run("dvc", "repro")
-    project.run("git", "add", "-A")
-    project.run("git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "ran")
+    project.commit("ran")
     return project
 
 
@@ -334,3 +250,81 @@ def test_bad_input_is_one_line_and_exit_code_1(
     assert said in lines[0]
     assert "Traceback" not in output
     assert project.json("models/run.json") == runs
+
+
+@pytest.mark.slow
+def test_everything_again_gives_the_same_hashes(project: Project) -> None:
+    before = outs_of(project)
+    first = project.json("models/run.json")["run_id"]
+    project.run("dvc", "repro", "-f")
+    after = outs_of(project)
+    assert project.json("models/run.json")["run_id"] != first, "it really trained again"
+    different = {path for path in before if before[path] != after[path]}
+    assert different == {"models/run.json"}
+    project.run("git", "checkout", "-q", "--", ".")
+    project.run("dvc", "checkout", "train", "evaluate")
+
+
+def outs_of(project: Project) -> dict[str, str]:
+    """Path and hash of every out in dvc.lock."""
+    lock = yaml.safe_load((project.root / "dvc.lock").read_text())
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_is_one_line_a_failed_run_and_a_folder_to_look_at(
+    project: Project,
+) -> None:
+    original = (project.root / "params.yaml").read_text()
+    project.set(max_lr=1e38, lr_schedule="constant", warmup_iterations=0)
+    try:
+        said = project.run("python", "-m", "stages.train", fails=True)
+    finally:
+        (project.root / "params.yaml").write_text(original)
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "training diverged at step" in line
+    assert "Traceback" not in said
+    kept = Path(line.rpartition("kept for inspection: ")[2])
+    assert {path.name for path in kept.iterdir()} == {
+        "batch.safetensors",
+        "diverged.json",
+        "state.safetensors",
+    }
+    code = (
+        "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); "
+        "run = mlflow.search_runs(search_all_experiments=True, max_results=1, "
+        "output_format='list')[0]; print(run.info.status, run.data.tags['failure'])"
+    )
+    assert "FAILED InputError: training diverged" in project.run("python", "-c", code)
+    assert not list((project.root / ".resume").glob("*/state.json")), "it would diverge again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("a full disk", "File too large"),
+        ("no folder", ".resume"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_line(project: Project, trouble: str, said: str) -> None:
+    resume = project.root / ".resume"
+    shutil.rmtree(resume, ignore_errors=True)
+    command = ["python", "-m", "stages.train"]
+    if trouble == "no folder":
+        resume.write_text("a file where the folder should be")
+    else:
+        # the weights are larger than any file may get
+        command = [
+            "sh",
+            "-c",
+            "ulimit -f 8; MLFLOW_TRACKING_URI=http://127.0.0.1:9 exec $0 $@",
+            *command,
+        ]
+    output = project.run(*command, fails=True)
+    if trouble == "no folder":
+        resume.unlink()
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, output
+    assert said in errors[0]
+    assert "Traceback" not in output

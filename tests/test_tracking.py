@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import pytest
 
 from simple_llama import tracking
 from simple_llama.params import TrackingParams
+from simple_llama.process import main_root, process_start
 from simple_llama.tracking import journal, origin, run, store
 from simple_llama.tracking.journal import Call, Outbox, Refused, Spool
-from simple_llama.tracking.location import Location, main_root
+from simple_llama.tracking.location import Location
 from simple_llama.tracking.run import Terminated, status_of
 from simple_llama.tracking.stored_run import StoredRun
 
@@ -183,7 +183,7 @@ def test_who_is_dead() -> None:
     assert not origin.is_dead({})
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert origin.process_start(child.pid) is None, "a zombie does not live"
+    assert process_start(child.pid) is None, "a zombie does not live"
     child.wait()
     assert origin.is_dead({**alive, "process.pid": str(child.pid)})
 
@@ -315,7 +315,7 @@ def test_logging_does_not_wait_for_the_store(root: Path) -> None:
     box._wake.set()
     assert asked.wait(60)
     for step in range(2500):
-        box.points(step, iter([("loss", 0.5)]))
+        box.points(step, iter([("loss", 0.5)]), 1000 + step)
     assert sent == [], "2,500 steps went by while the store kept its first answer"
     answer.set()
     box.close({"do": "end"})
@@ -325,7 +325,7 @@ def test_logging_does_not_wait_for_the_store(root: Path) -> None:
 
 
 def test_a_failing_store_gets_everything_later_with_the_original_times(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     down = True
     sent: list[Call] = []
@@ -337,17 +337,15 @@ def test_a_failing_store_gets_everything_later_with_the_original_times(
 
     box = outbox(send, root)
     box.put("open")
-    monkeypatch.setattr(time, "time", lambda: 7.0)
-    box.points(1, iter([("loss", 0.5)]))
+    box.points(1, iter([("loss", 0.5)]), 1234)
     box.wait()
     box.put("text", text="x", file="y")
     box.wait()
     assert [call["do"] for call in sent] == ["open"], "order is kept"
-    monkeypatch.setattr(time, "time", lambda: 8.0)
     down = False
     box.close({"do": "end"})
     assert [call["do"] for call in sent] == ["open", "open", "points", "text", "end"]
-    assert sent[2]["points"] == [["loss", 0.5, 7000, 1]]
+    assert sent[2]["points"] == [["loss", 0.5, 1234, 1]]
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("warning: MLflow failed (ConnectionError: no route); the work goes on")
     assert second.startswith("note: MLflow answers again")
@@ -423,8 +421,9 @@ def test_a_run_from_training_to_evaluation(
         run.log_text("max_lr: 1e-05\n", "config/params.yaml")
         for step in range(1, 1501):
             run.log(step, {"loss": 1 / step, "odd": float("inf") if step == 1 else 0.0})
-        run.log_table([{"step": 1, "answer": "ä"}], "samples.json")
-        run.log_table([{"step": 2, "answer": "b", "more": 1}], "samples.json")
+        rows = [{"step": 1, "answer": "ä"}, {"step": 2, "answer": "b", "more": 1}]
+        run.log_table(rows[:1], "samples.json")
+        run.log_table(rows, "samples.json")
         run.log_file(root / "params.yaml", "curves")
         run.log_model(model)
         run.describe("Two lines.")
@@ -527,7 +526,7 @@ def test_an_interrupted_training_continues_in_its_run(database: Path, client: An
     run_id = run.id
     assert client.get_run(run_id).info.status == "KILLED"
     continued = tracking.training_run(
-        SETTINGS, params={"max_lr": 1e-05}, tags={}, dataset=DATASET, run_id=run_id
+        SETTINGS, params={"max_lr": 1e-05}, tags={}, dataset=DATASET, identity=run.identity
     )
     with continued as run:
         assert run.id == run_id

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simple_llama.data.batches import (
+    MicroBatch,
     Plan,
     collate,
     cut,
@@ -26,15 +27,19 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.params import Params, TrainParams
-from simple_llama.training.loop import (
+from simple_llama.training import gradients
+from simple_llama.training.loop import train
+from simple_llama.training.loss import score, summed_loss
+from simple_llama.training.observer import (
     Diverged,
+    Progress,
+    Snapshot,
     StepRecord,
     TrainingData,
     TrainResult,
-    train,
 )
-from simple_llama.training.loss import score, summed_loss
 from simple_llama.training.optimizer import adamw, learning_rate
+from simple_llama.training.preflight import Preflight
 from tests.test_model import random_model, tiny_config
 
 PAD, STOP = 0, 3
@@ -91,8 +96,15 @@ class Listener:
         self.saved: list[list[torch.Tensor]] = []
         self.epochs: list[int] = []
 
-    def started(self, plan: Plan) -> None:
+    def started(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
+        self.lowerings: list[int] = []
+
+    def preflighted(self, preflight: Preflight) -> None:
+        self.preflight = preflight
+
+    def lowered(self, micro_batch_tokens: int) -> None:
+        self.lowerings.append(micro_batch_tokens)
 
     def stepped(self, record: StepRecord) -> None:
         self.steps.append(record)
@@ -105,11 +117,14 @@ class Listener:
     ) -> None:
         self.samples.append((step, [list(reply) for reply in replies]))
 
-    def improved(self, model: Decoder) -> None:
+    def improved(self, step: int, model: Decoder) -> None:
         self.saved.append([p.detach().clone() for p in model.parameters()])
 
     def epoch_ended(self, epoch: int, model: Decoder) -> None:
         self.epochs.append(epoch)
+
+    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+        pass
 
 
 def run(
@@ -356,6 +371,104 @@ def test_a_loss_that_is_no_number_stops_before_the_update(poison: float) -> None
     assert error.value.examples.tolist() == epoch_order(22, 89, 0)[:4].tolist()
     for kept, parameter in zip(before, model.parameters(), strict=True):
         assert torch.equal(kept.nan_to_num(), parameter.detach().nan_to_num())
+
+
+def short_of_memory(limit: int, kind: type[RuntimeError], said: str) -> Callable[..., torch.Tensor]:
+    """A summed_loss that a device with so little memory would compute."""
+
+    def limited(model: Decoder, batch: MicroBatch, *forward: object) -> torch.Tensor:
+        if batch.ids.numel() > limit:
+            raise kind(said)
+        return summed_loss(model, batch)
+
+    return limited
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory"),
+        (RuntimeError, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_too_little_memory_means_smaller_micro_batches_and_the_same_loss(
+    kind: type[RuntimeError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, heard, _ = run(params(batch_size=8, micro_batch_tokens=600))
+    monkeypatch.setattr(gradients, "summed_loss", short_of_memory(100, kind, said))
+    model, listener, _ = run(params(batch_size=8, micro_batch_tokens=600))
+    assert listener.lowerings == [300, 150, 75]
+    assert listener.preflight.micro_batch_tokens == 75, "found before the first step"
+    for mine, theirs in zip(heard.steps, listener.steps, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
+    for weights, others in zip(plain.parameters(), model.parameters(), strict=True):
+        assert (weights - others).abs().max() < 1e-4
+
+
+def test_an_example_that_does_not_fit_alone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = short_of_memory(5, torch.OutOfMemoryError, "out of memory")
+    monkeypatch.setattr(gradients, "summed_loss", limited)
+    with pytest.raises(InputError, match=r"one example of .* tokens does not fit in memory"):
+        run(params(batch_size=8))
+
+
+def test_another_error_of_the_model_is_not_taken_for_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited = short_of_memory(5, RuntimeError, "shapes do not fit")
+    monkeypatch.setattr(gradients, "summed_loss", limited)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run(params())
+
+
+def test_the_preflight_takes_the_longest_step_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = data()
+    seen: list[list[int]] = []
+    before = new_model(0.3)
+
+    def recorded(model: Decoder, batch: MicroBatch, *forward: object) -> torch.Tensor:
+        seen.append(batch.examples.tolist())
+        return summed_loss(model, batch)
+
+    monkeypatch.setattr(gradients, "summed_loss", recorded)
+
+    class Stop(Listener):
+        def preflighted(self, preflight: Preflight) -> None:
+            super().preflighted(preflight)
+            raise KeyboardInterrupt
+
+    model, listener = new_model(0.3), Stop()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, given, params(dropout=0.3), listener)
+    assert int(np.argmax(given.train.lengths)) in {example for batch in seen for example in batch}
+    assert listener.preflight.longest == given.train.lengths.max()
+    assert listener.preflight.peak_memory > 0 < listener.preflight.seconds_left
+    for mine, theirs in zip(before.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert theirs.grad is None
+
+
+def test_a_loss_that_leaps_stops_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def leaping(model: Decoder, batch: MicroBatch, *forward: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return summed_loss(model, batch) * (1000.0 if calls > 2 + 25 else 1.0)
+
+    monkeypatch.setattr(gradients, "summed_loss", leaping)
+    settings = params(batch_size=22, epochs=40)
+    listener = Listener()
+    with pytest.raises(
+        Diverged, match=r"at step 26: loss .* more than loss_spike \(10\) times"
+    ) as it:
+        train(new_model(), data(), replace(settings, loss_spike=10.0), listener)
+    assert (len(listener.steps), it.value.step) == (25, 26)
+    assert sorted(it.value.examples.tolist()) == list(range(22))
+    calls = 0
+    assert run(settings)[2].steps == 40, "loss_spike 0: any loss"
 
 
 def test_compilation_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:

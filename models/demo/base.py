@@ -22,7 +22,8 @@ from simple_llama.model.device import pick_device
 from simple_llama.model.folder import save_model
 from simple_llama.params import Params, TrainParams
 from simple_llama.training.console import Console
-from simple_llama.training.loop import TrainingData, train
+from simple_llama.training.loop import train
+from simple_llama.training.observer import TrainingData
 
 BASE = Path("models/demo/base")
 START, END = "<SOS>", "<EOS>"
@@ -60,7 +61,7 @@ class Saver(Console):
         super().__init__(tokenizer.decode)
         self.folder = folder
 
-    def improved(self, model: Decoder) -> None:
+    def improved(self, step: int, model: Decoder) -> None:
         save_model(model, BASE, self.folder)
 
 

@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,11 +31,16 @@ FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 MAX_CHARACTERS = 4 * 2**20
 """Of a conversation. More would make over a million tokens, each of which costs the tokenizer more
 than 100 bytes."""
+MAX_PATTERN = 2**14
+"""Characters of a prompt that its pattern is made of."""
+MAX_RUN = 32
+"""Combining marks in a row that are put in order; texts in use have a few."""
+SHOWN_AS_VALUE = 2**16
+"""Characters of a rejected row; a longer one is recorded as it stands, which takes less memory."""
 FRAME = 40
 """Characters around a message in a record; they count, so that a record has a bounded length."""
 
 RECORD = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-ASCII_RECORD = json.JSONEncoder(allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ def read_examples(path: str | Path, system_prompt: str = "") -> Iterator[Example
 
 def normalised(text: str) -> str:
     """What two texts that read the same have in common."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return _compatible(text).casefold()
 
 
 def conversation_digest(messages: list[Message]) -> bytes:
@@ -167,12 +173,37 @@ def conversation_digest(messages: list[Message]) -> bytes:
 
 
 def pattern(prompt: str) -> str:
-    """A prompt without its numbers and capitalised words."""
-    text = " ".join(unicodedata.normalize("NFKC", prompt).split())
-    text = DIGITS.sub("0", text)
+    """The beginning of a prompt without its numbers and capitalised words."""
+    text = DIGITS.sub("0", _compatible(prompt[:MAX_PATTERN]))
     if text.isascii():
         return CAPITALISED_ASCII.sub("A", text)
     return WORD.sub(lambda word: "A" if word[0][0].isupper() else word[0], text)
+
+
+def _compatible(text: str) -> str:
+    """The text in Unicode's form NFKC, white space as single spaces."""
+    # split before: NFKC makes up to four words of one character
+    text = " ".join(text.split())
+    if text.isascii():
+        return text
+    run, its_samples = _long_runs()
+    if its_samples.search(text[:: MAX_RUN // 2]):
+        # normalize takes quadratic time to put a run in order: U+034F cuts it, as in
+        # https://www.unicode.org/reports/tr15/#Stream_Safe_Text_Format
+        text = run.sub("\\g<0>\u034f", text)
+    return unicodedata.normalize("NFKC", text)
+
+
+@cache
+def _long_runs() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What matches MAX_RUN combining marks, and what matches in every (MAX_RUN / 2)th character
+    of a text that holds so many."""
+    marks = "".join(
+        character
+        for character in map(chr, range(0x300, 0x20000))  # beyond there are none
+        if all(map(unicodedata.combining, unicodedata.normalize("NFKD", character)))
+    )
+    return re.compile(f"[{marks}]{{{MAX_RUN}}}"), re.compile(f"[{marks}]{{2}}")
 
 
 class _Side:
@@ -229,12 +260,13 @@ def _ordinal(index: int) -> str:
 def _reject(row: Row, error: RowError, file: BinaryIO, counts: Counts) -> None:
     counts.rejected_by_reason[error.reason] += 1
     counts.first_rejected = counts.first_rejected or f"{row.id}: {error}"
-    record = {"id": row.id, "reason": str(error), "content": row.value}
+    record = {"id": row.id, "reason": str(error)}
+    content = row.value if len(row.text) <= SHOWN_AS_VALUE else row.text
     try:
-        line = RECORD(record).encode()
+        line = RECORD({**record, "content": content}).encode()
     except (TypeError, ValueError, RecursionError):
         # what JSON cannot say again (twice the same key, NaN, half a surrogate): as it stood
-        line = ASCII_RECORD({**record, "content": row.text}).encode()
+        line = RECORD({**record, "content": row.text}).encode()
     file.write(line + b"\n")
 
 

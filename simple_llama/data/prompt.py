@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from simple_llama.data.tokenizer import CONTROL_TOKENS, load_tokenizer, special_ids, unknown_id
+from simple_llama.data.tokenizer import (
+    CONTROL_TOKENS,
+    decode_ids,
+    encode_texts,
+    load_tokenizer,
+    special_ids,
+    unknown_id,
+)
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, read_json, write_json
 
@@ -145,8 +152,7 @@ class ChatTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
-        text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
-        return text
+        return decode_ids(self._tokenizer, [int(token) for token in ids])
 
     def _render(self, messages: Sequence[Message], supervise: str) -> list[tuple[int | str, bool]]:
         """Control ids and text segments, each with whether its tokens are targets of the loss."""
@@ -204,8 +210,8 @@ class ChatTokenizer:
         found: dict[str, list[int]] = {}
         # 1: the system prompt
         repeated = {BEFORE_USER, BEFORE_REPLY, *(str(pieces[1][0]) for pieces in rendered)}
-        for text in repeated - self._repeated.keys():
-            self._repeated[text] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        new = list(repeated - self._repeated.keys())
+        self._repeated.update(zip(new, encode_texts(self._tokenizer, new)))
         for text in repeated:
             found[text] = self._repeated[text]
         texts = {
@@ -214,9 +220,7 @@ class ChatTokenizer:
             for piece, _ in pieces
             if isinstance(piece, str) and piece not in found
         }
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        for text, encoding in zip(texts, encodings):
-            found[text] = encoding.ids
+        found.update(zip(texts, encode_texts(self._tokenizer, list(texts))))
         return found
 
     def _refuse_control_from_text(self, text_ids: dict[str, list[int]]) -> None:

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 from simple_llama.errors import InputError
 
 CHUNK_BYTES = 2**20
-MAX_ROW = 32 * 2**20
-"""Characters of an array's element, bytes of a line: so far its end is looked for."""
+MAX_ROW = 25 * 2**20
+"""Characters of an array's element, bytes of a line: so far its end is looked for. The longest
+record fits, every character of it escaped; parsed, a row can take 30 times its size."""
 SHOWN_OF_LONG_ROW = 1000
 PARTIAL_TOKEN = 16
 """Characters: an error so near the end of what was read may be a number, word or escape cut off."""
@@ -64,7 +65,7 @@ def find_files(path: str | Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path}: neither a file nor a folder")
     found = []
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(folder, name)
@@ -81,16 +82,25 @@ def find_files(path: str | Path) -> list[Path]:
     return sorted(found)
 
 
+def _refuse(error: OSError) -> None:
+    """os.walk passes over a folder it cannot list, and its rows would be missed."""
+    raise error
+
+
 def read_rows(path: str | Path) -> Iterator[Row]:
     """Every row of a file or a folder. Raises InputError."""
-    for file in find_files(path):
-        name = file.name if file == Path(path) else file.relative_to(path).as_posix()
-        # a name that is no UTF-8 could not be written into a record
-        name = os.fsencode(name).decode("utf-8", "replace")
-        with open(file, "rb") as opened:
-            first = _first_byte(file, opened)
-            opened.seek(0)
-            yield from (_array_rows if first == b"[" else _line_rows)(file, name, opened)
+    file = Path(path)
+    try:
+        for file in find_files(path):
+            name = file.name if file == Path(path) else file.relative_to(path).as_posix()
+            # a name that is no UTF-8 could not be written into a record
+            name = os.fsencode(name).decode("utf-8", "replace")
+            with open(file, "rb") as opened:
+                first = _first_byte(file, opened)
+                opened.seek(0)
+                yield from (_array_rows if first == b"[" else _line_rows)(file, name, opened)
+    except OSError as error:  # reading names no file
+        raise InputError(f"{error.filename or file}: {error.strerror}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:
@@ -247,10 +257,11 @@ class _Window:
                     self.at = end
                     self.index += 1
                     return row
-            if len(self.text) - self.at > MAX_ROW:
+            pending = len(self.text) - self.at
+            if pending > MAX_ROW:
                 raise self.error(f"{row_id}: no end within {MAX_ROW} characters", self.at)
             # doubling keeps the cost of parsing an element again linear in its length
-            self._read(max(CHUNK_BYTES, len(self.text) - self.at))
+            self._read(max(CHUNK_BYTES, min(pending, MAX_ROW - pending)))
 
     def error(self, message: str, at: int) -> InputError:
         line = self.lines_behind + self.text.count("\n", 0, at) + 1

@@ -4,6 +4,8 @@ The control tokens of the prompt format must be in it; `prompt.py` puts them bet
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 CONTROL_TOKENS = ("<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>")
 MAX_FILE_BYTES = 256 * 2**20
+MAX_ID = 2**24
+"""A few tables have an entry for each id up to the highest."""
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
@@ -43,6 +47,9 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     ids = {tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
     if len(ids) < len(CONTROL_TOKENS):
         raise InputError(f"{path}: two of {', '.join(CONTROL_TOKENS)} share an id")
+    highest = max(tokenizer.get_vocab().values())
+    if highest > MAX_ID:
+        raise InputError(f"{path}: a token has the id {highest}, wanted at most {MAX_ID}")
     unknown = getattr(tokenizer.model, "unk_token", None)
     if unknown in CONTROL_TOKENS and unknown != "<UNK>":
         raise InputError(f"{path}: {unknown} cannot stand for unknown text, wanted <UNK>")
@@ -52,12 +59,35 @@ def load_tokenizer(path: Path) -> "Tokenizer":
 def _parse(path: Path, layout: dict[str, Any]) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    try:
+    with _refusing(f"{path}: not a tokenizer"):
         return Tokenizer.from_str(json.dumps(layout))
+
+
+def encode_texts(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
+    """The ids of each text. Raises InputError where the tokenizer's parts do not work together."""
+    with _refusing("the tokenizer cannot encode a text"):
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def decode_ids(tokenizer: "Tokenizer", ids: list[int]) -> str:
+    """The text of ids without control tokens. Raises InputError as encode_texts does."""
+    with _refusing("the tokenizer cannot decode"):
+        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what the Rust library raises, of whatever type, into an InputError."""
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the Rust library is no Exception
-        raise InputError(f"{path}: not a tokenizer: {error}") from None
+    except BaseException as error:  # a panic of the library is no Exception
+        text = " ".join(str(error).split())
+        text = text if len(text) <= 200 else text[:197] + "..."
+        raise InputError(f"{what}: {text}") from None
 
 
 def _adapt(layout: dict[str, Any], tokenizer: "Tokenizer") -> None:
@@ -65,6 +95,8 @@ def _adapt(layout: dict[str, Any], tokenizer: "Tokenizer") -> None:
     # what adds a token or cuts one off is none of the prompt format
     layout.update(post_processor=None, truncation=None, padding=None)
     model = layout["model"]
+    if model.get("dropout") is not None:  # of BPE merges: another encoding each time
+        model["dropout"] = None
     if isinstance(model.get("vocab"), list):  # Unigram
         if model.get("unk_id") is None:
             model["unk_id"] = tokenizer.token_to_id("<UNK>")

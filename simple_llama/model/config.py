@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from simple_llama.errors import InputError
 
+MAX_ELEMENTS = 2**40
+"""Of a matrix; a size in bytes that no 64 bits hold would be an error of PyTorch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -38,8 +41,11 @@ class ModelConfig:
                 raise InputError(f"{name}: got {size!r}, wanted a positive integer")
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < float("inf"):
+            if type(value) not in (int, float) or not 0 < value < 1e30:
                 raise InputError(f"{name}: got {value!r}, wanted a positive number")
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name}: got {getattr(self, name)!r}, wanted true or false")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"num_key_value_heads: got {self.num_key_value_heads}, "
@@ -47,3 +53,10 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"head_dim: got {self.head_dim}, wanted an even number")
+        attention = self.num_attention_heads * self.head_dim
+        longest = max(self.vocab_size, self.intermediate_size, attention)
+        if self.hidden_size * longest > MAX_ELEMENTS:
+            raise InputError(
+                f"hidden_size: got {self.hidden_size}, with a matrix of {longest} rows more than "
+                f"any memory holds"
+            )

@@ -73,7 +73,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # given a weight it draws none, which on the meta device imports PyTorch's compiler: seconds
+        drawn = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=drawn)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, dropout=dropout, fused=fused)
             for layer in range(config.num_hidden_layers)

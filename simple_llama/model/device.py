@@ -1,25 +1,56 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
 
 from simple_llama.errors import InputError
+from simple_llama.process import claim
+
+
+def devices(name: str) -> list[torch.device]:
+    """The devices that params.yaml's `device` allows: auto and cuda mean any GPU; auto a CPU where
+    there is none.
+
+    Raises InputError where this machine has no such device.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not gpus:
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and int(number or 0) >= gpus:
+        raise InputError(f"device: got {name}, but {gpus} GPUs are visible")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device: got mps, but this machine has none")
+    if name in ("auto", "cuda"):
+        return [torch.device("cuda", i) for i in range(gpus)]
+    return [torch.device(name)]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of params.yaml's `device`; auto takes a GPU where there is one."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: got {name}, but {torch.cuda.device_count()} GPUs are visible")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device: got mps, but this machine has none")
-    return torch.device(name)
+    """The first of the devices that params.yaml's `device` allows."""
+    return devices(name)[0]
+
+
+@contextlib.contextmanager
+def claimed(name: str, *, share: bool) -> Iterator[torch.device]:
+    """Hold a device that params.yaml's `device` allows and that no other stage of this repository
+    computes on; share: several may. Waits, saying so, while there is none."""
+    candidates = devices(name)
+    with claim([_lock_name(device) for device in candidates], share=share) as place:
+        yield candidates[place]
+
+
+def _lock_name(device: torch.device) -> str | None:
+    """What tells this device from all others of the machine, whatever CUDA_VISIBLE_DEVICES makes
+    of their numbers; None: any number of processes may share it."""
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
+    return device.type
 
 
 def uses_bf16(device: torch.device, precision: str) -> bool:
@@ -38,6 +69,41 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if uses_bf16(device, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch raised this for want of memory; only GPUs have a type for it."""
+    said = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in said
+        or "MPS backend out of memory" in said
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what PyTorch caches back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def environment(device: torch.device, precision: str) -> dict[str, str]:
+    """What of the machine decides the last digits of a result, and whether it repeats exactly."""
+    kind = "bf16" if uses_bf16(device, precision) else "fp32"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return {
+        "device": f"{device.type} {name}".strip(),
+        "precision": kind,
+        "deterministic": str(is_deterministic(device)).lower(),
+    }
+
+
+def is_deterministic(device: torch.device) -> bool:
+    """Whether the same computation gives the same bytes there: GPU kernels may add in any order."""
+    return device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
 
 
 def describe(device: torch.device, precision: str) -> str:

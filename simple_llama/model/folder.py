@@ -5,7 +5,7 @@ index may lead out of the folder.
 """
 
 import json
-import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from simple_llama.errors import InputError
-from simple_llama.files import read_json, sync_folder
+from simple_llama.files import atomic_path, read_json
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_model(
@@ -39,32 +41,77 @@ def load_model(
     """
     folder = Path(folder)
     files = weight_files(folder)
+    config = load_config(folder)
+    _check_layers(folder, files, config)
     with torch.device("meta"):
-        model = Decoder(load_config(folder), dropout=dropout, fused=fused)
-    model.to_empty(device=device)
-    if model.config.tie_word_embeddings:  # to_empty makes two of one
-        model.lm_head.weight = model.embed_tokens.weight
-    waiting = dict(model.named_parameters())
+        model = Decoder(config, dropout=dropout, fused=fused)
+    # before memory is taken: a wrong size in config.json would take any amount
+    names = _check_tensors(folder, files, model)
+    _take_memory(model, device)
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in _tensors(files):
-            key = name.removeprefix("model.")
-            if key.endswith("rotary_emb.inv_freq") or (
-                key == "lm_head.weight" and model.config.tie_word_embeddings
-            ):
-                continue
-            if key not in waiting:
-                raise InputError(f"{folder}: tensor {name!r} has no place in a Llama model")
-            parameter = waiting.pop(key)
-            if parameter.shape != tensor.shape:
-                raise InputError(
-                    f"{folder}: tensor {name!r} has shape {list(tensor.shape)}, "
-                    f"wanted {list(parameter.shape)} by config.json"
-                )
-            parameter.copy_(tensor)
+        for file, name in _tensors(files):
+            if name in names:
+                parameters[names[name]].copy_(file.get_tensor(name))
+    return model
+
+
+def _take_memory(model: Decoder, device: torch.device | str) -> None:
+    """Put memory in the place of weightless parameters; what was tied stays tied.
+
+    nn.Module.to_empty would do it but imports half of PyTorch's compiler for it: 1.2 seconds.
+    """
+    real: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in real:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                real[parameter] = nn.Parameter(empty)
+            setattr(module, name, real[parameter])
+
+
+def _check_layers(folder: Path, files: list[Path], config: ModelConfig) -> None:
+    """Before the layers are made, be they weightless: each takes time and memory of its own."""
+    layers = {
+        match[1]
+        for _, name in _tensors(files)
+        if (match := re.match(r"(?:model\.)?layers\.(\d+)\.", name))
+    }
+    if len(layers) != config.num_hidden_layers:
+        raise InputError(
+            f"{folder}: config.json has num_hidden_layers {config.num_hidden_layers}, "
+            f"the weights are of {len(layers)} layers"
+        )
+
+
+def _check_tensors(folder: Path, files: list[Path], model: Decoder) -> dict[str, str]:
+    """Each tensor to load and its parameter; the two have one shape."""
+    names: dict[str, str] = {}
+    waiting = dict(model.named_parameters())
+    for file, name in _tensors(files):
+        key = name.removeprefix("model.")
+        if key.endswith("rotary_emb.inv_freq") or (
+            key == "lm_head.weight" and model.config.tie_word_embeddings
+        ):
+            continue
+        if key not in waiting:
+            raise InputError(f"{folder}: tensor {name!r} has no place in a Llama model")
+        wanted, header = list(waiting.pop(key).shape), file.get_slice(name)
+        if header.get_shape() != wanted:
+            raise InputError(
+                f"{folder}: tensor {name!r} has shape {header.get_shape()}, "
+                f"wanted {wanted} by config.json"
+            )
+        if header.get_dtype() not in DTYPES:
+            raise InputError(
+                f"{folder}: tensor {name!r} is of {header.get_dtype()}, "
+                f"wanted one of {', '.join(DTYPES)}"
+            )
+        names[name] = key
     if waiting:
         first = next(iter(waiting))
         raise InputError(f"{folder}: {len(waiting)} tensors are missing, first {first!r}")
-    return model
+    return names
 
 
 def check_fits(folder: str | Path, vocab_size: int, max_seq_len: int) -> ModelConfig:
@@ -94,11 +141,12 @@ def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files that hold a folder's weights: one, or the shards its index names."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder, wanted a model in Hugging Face's Llama layout")
+        found = "not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {found}, wanted a model in Hugging Face's Llama layout")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        others = sorted(path.name for path in folder.glob("*.bin"))
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         found = f" (found {others[0]}: pickled weights are not read)" if others else ""
         raise InputError(f"{folder}: no weights, wanted {WEIGHTS} or {INDEX}{found}")
     index = read_json(folder / INDEX)
@@ -114,12 +162,13 @@ def weight_files(folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(files: list[Path]) -> Iterator[tuple[Any, str]]:
+    """Each opened file with the name of a tensor in it."""
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    yield name, file.get_tensor(name)
+                    yield file, name
         except SafetensorError as error:
             raise InputError(f"{path}: not a valid safetensors file: {error}") from None
 
@@ -131,6 +180,8 @@ def load_config(folder: str | Path) -> ModelConfig:
     rotary positions, another activation, quantised weights.
     """
     path = Path(folder) / "config.json"
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a file")
     config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: got {type(config).__name__}, wanted an object")
@@ -151,9 +202,9 @@ def load_config(folder: str | Path) -> ModelConfig:
             max_position_embeddings=config.get("max_position_embeddings", 2048),
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             rope_theta=_rope(config).get("rope_theta", 10000.0),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            tie_word_embeddings=config.get("tie_word_embeddings") or False,
+            attention_bias=config.get("attention_bias") or False,
+            mlp_bias=config.get("mlp_bias") or False,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -189,27 +240,20 @@ def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
 def save_model(model: Decoder, folder: str | Path, tokenizer: str | Path | None = None) -> None:
     """Write the folder whole or not at all: weights in float32, config, and the files of the
     folder `tokenizer` beside them."""
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        save_file(_state(model), temporary / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, mostly
-        raise InputError(f"{folder}: the weights could not be written: {error}") from None
-    generation: dict[str, Any] = {}
-    if tokenizer is not None:
-        for path in sorted(Path(tokenizer).iterdir()):
-            shutil.copyfile(path, temporary / path.name)
-        generation = _special_ids(Path(tokenizer))
-    _write(temporary / "config.json", _config_json(model.config) | generation)
-    _write(temporary / "generation_config.json", generation)
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-    sync_folder(folder.parent)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        try:
+            save_file(_state(model), temporary / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, mostly
+            raise InputError(f"{folder}: the weights could not be written: {error}") from None
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
+        generation: dict[str, Any] = {}
+        if tokenizer is not None:
+            for path in sorted(Path(tokenizer).iterdir()):
+                shutil.copyfile(path, temporary / path.name)
+            generation = _special_ids(Path(tokenizer))
+        _write(temporary / "config.json", _config_json(model.config) | generation)
+        _write(temporary / "generation_config.json", generation)
 
 
 def _state(model: Decoder) -> dict[str, Tensor]:

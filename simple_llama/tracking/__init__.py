@@ -4,7 +4,6 @@ A run is opened by train and continued by evaluate. MLflow is reached by a threa
 training goes on and what it missed is sent later (journal.py).
 """
 
-from simple_llama.tracking.location import main_root
-from simple_llama.tracking.run import Dataset, Run, evaluation_run, training_run
+from simple_llama.tracking.run import Dataset, Identity, Run, evaluation_run, training_run
 
-__all__ = ["Dataset", "Run", "evaluation_run", "main_root", "training_run"]
+__all__ = ["Dataset", "Identity", "Run", "evaluation_run", "training_run"]

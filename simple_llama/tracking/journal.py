@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import shutil
-import sys
 import threading
 import time
 import traceback
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from simple_llama.process import warn
 from simple_llama.tracking.location import Location
 
 Call = dict[str, Any]
@@ -36,12 +36,6 @@ RETRY = 30.0
 
 class Refused(Exception):
     """The store will never take this call; sending it again is pointless."""
-
-
-def warn(message: str, kind: str = "warning") -> None:
-    """One line on stderr; below a progress bar where one may be drawn."""
-    start = "\n" if sys.stderr.isatty() else ""
-    print(f"{start}{kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 class Spool:
@@ -157,6 +151,7 @@ class Outbox:
         sample: Callable[[], dict[str, float]],
         *,
         sample_interval: float,
+        first_sample: int = 0,
     ) -> None:
         self._send = send
         self._spool = spool
@@ -165,7 +160,7 @@ class Outbox:
         self._queue: deque[Point | Call | threading.Event] = deque()
         self._wake = threading.Event()
         self._closing = False
-        self._samples = 0
+        self._samples = first_sample
         self._next_sample = time.monotonic()
         self._next_retry = 0.0
         self.cpu_seconds = 0.0
@@ -175,9 +170,8 @@ class Outbox:
     def start(self) -> None:
         self._thread.start()
 
-    def points(self, step: int, metrics: Iterator[tuple[str, float]]) -> None:
-        now = int(time.time() * 1000)
-        self._queue.extend((key, value, now, step) for key, value in metrics)
+    def points(self, step: int, metrics: Iterator[tuple[str, float]], timestamp: int) -> None:
+        self._queue.extend((key, value, timestamp, step) for key, value in metrics)
 
     def put(self, do: str, **arguments: Any) -> None:
         self._queue.append({"do": do, **arguments})
@@ -221,7 +215,7 @@ class Outbox:
         if time.monotonic() < self._next_sample:
             return
         self._next_sample = time.monotonic() + self._sample_interval
-        self.points(self._samples, iter(self._sample().items()))
+        self.points(self._samples, iter(self._sample().items()), milliseconds())
         self._samples += 1
 
     def _send_queue(self) -> None:
@@ -270,6 +264,11 @@ class Outbox:
                     f"MLflow still fails ({brief(error)}); the next run sends what is kept in "
                     f"{self._spool.folder}"
                 )
+
+
+def milliseconds() -> int:
+    """Since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 def brief(error: Exception) -> str:

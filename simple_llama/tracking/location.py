@@ -4,53 +4,18 @@ DVC runs queued and --temp experiments in throwaway copies under .dvc/tmp/exps; 
 to outlive them, so everything is placed by the main repository's root.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from simple_llama.process import LOCKS, main_root
+
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlruns"
-LOCKS = ".locks"
 SPOOL = ".mlflow-spool"
-
-
-def main_root() -> Path:
-    """The root of the main repository, also from within one of DVC's temporary copies of it.
-
-    DVC_ROOT is believed only where it can be true: DVC sets it for its stages, but one exported
-    in a shell long ago would send the runs of every other repository to the wrong store.
-    """
-    here = Path.cwd().resolve()
-    told = os.environ.get("DVC_ROOT")
-    if told:
-        root = Path(told).resolve()
-        if (root / ".dvc").is_dir() and here.is_relative_to(root):
-            return _outside_experiments(root)
-    here = _outside_experiments(here)
-    return next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
-
-
-def _outside_experiments(path: Path) -> Path:
-    parts = path.parts
-    for i in range(len(parts) - 2):
-        if parts[i : i + 3] == (".dvc", "tmp", "exps"):
-            return Path(*parts[:i])
-    return path
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock `path`, waiting for it; the system frees it when a process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)
@@ -74,11 +39,17 @@ class Location:
             return cls(root, uri, None)
         # left to itself, MLflow puts both below the working directory, which a temporary
         # experiment takes with it when it goes
-        database = uri.removeprefix("sqlite:///")
-        if database == uri:
+        told = cls(root, uri, None).database
+        if told is None:
             return cls(root, uri, (root / ARTIFACTS).as_uri())
-        path = root / database
+        path = root / told
         return cls(root, f"sqlite:///{path}", (path.parent / ARTIFACTS).as_uri())
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file; None where the store is another."""
+        path = self.uri.removeprefix("sqlite:///")
+        return Path(path) if path != self.uri else None
 
     def artifacts_of(self, experiment: str) -> str | None:
         """The artifact folder of an experiment; None: the server decides."""

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from simple_llama.process import process_start
+
 DIFF_LIMIT = 1_000_000
 """Characters of uncommitted changes that are kept."""
 
@@ -105,26 +107,6 @@ def process_tags() -> dict[str, str]:
         "process.pid": str(pid),
         "process.started": process_start(pid) or "",
     }
-
-
-def process_start(pid: int) -> str | None:
-    """When a process began, exactly and without a clock; None: it is gone.
-
-    Process ids are reused, a pair of id and start is not.
-    """
-    if Path("/proc/self/stat").exists():
-        try:
-            # fields after the name, which may itself hold spaces and brackets
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    import psutil
-
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import signal
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from simple_llama.params import TrackingParams
 from simple_llama.tracking import origin
-from simple_llama.tracking.journal import Call, Outbox, Spool
+from simple_llama.tracking.journal import Call, Outbox, Spool, milliseconds
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.store import Store
 from simple_llama.tracking.stored_run import StoredRun
@@ -37,6 +36,16 @@ class Dataset:
     """Examples, tokens and the like, by name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What makes a run the same one again in the process that continues it."""
+
+    local_id: str
+    """The id it had before the store gave it one."""
+    started: int
+    """Milliseconds since 1970."""
+
+
 class Terminated(SystemExit):
     """SIGTERM arrived."""
 
@@ -49,16 +58,17 @@ class Run:
 
     def __init__(self, settings: TrackingParams, opening: Call) -> None:
         self._settings = settings
-        self._local_id: str = opening["local_id"]
+        self.identity = Identity(local_id=opening["local_id"], started=opening["start_time"])
         self._location = Location.find()
         self._stored: StoredRun | None = None
-        self._tables: dict[str, list[dict[str, Any]]] = {}
         self._step = 0
         self._outbox = Outbox(
             self._send,
             Spool.of(self._location, settings.mlflow_experiment, opening),
             SystemMetrics(),
             sample_interval=SAMPLE_INTERVAL,
+            # a continued run goes on where its first process would now be
+            first_sample=int((milliseconds() - self.identity.started) / 1000 / SAMPLE_INTERVAL),
         )
         self._outbox.put(**opening)
         self._outbox.start()
@@ -82,31 +92,34 @@ class Run:
         """
         self._outbox.wait()
         known = self._stored.run_id if self._stored else None
-        return known or self._local_id
+        return known or self.identity.local_id
 
     @property
     def writer_cpu_seconds(self) -> float:
         """Processor time of the sending thread so far."""
         return self._outbox.cpu_seconds
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step: microseconds, whatever the store does."""
-        self._step = step
-        self._outbox.points(step, ((key, float(value)) for key, value in metrics.items()))
+    def log(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
+        """Metrics of one step: microseconds, whatever the store does.
 
-    def log_final(self, metrics: Mapping[str, float]) -> None:
+        Logged again with the same timestamp (milliseconds since 1970; None: now) they stand once.
+        """
+        self._step = step
+        values = ((key, float(value)) for key, value in metrics.items())
+        self._outbox.points(step, values, timestamp or milliseconds())
+
+    def log_final(self, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
         """Metrics of the whole run."""
         values = {key: float(value) for key, value in metrics.items()}
-        self._outbox.put("final", metrics=values, timestamp=_milliseconds(), step=self._step)
+        at = timestamp or milliseconds()
+        self._outbox.put("final", metrics=values, timestamp=at, step=self._step)
 
     def log_text(self, text: str, file: str) -> None:
         self._outbox.put("text", text=text, file=file)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], file: str) -> None:
-        """Add rows to a table artifact (a .json file)."""
-        table = self._tables.setdefault(file, [])
-        table.extend(dict(row) for row in rows)
-        self._outbox.put("table", rows=list(table), file=file)
+        """Put a table artifact (a .json file) in the place of what it held before."""
+        self._outbox.put("table", rows=[dict(row) for row in rows], file=file)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into an artifact folder; returns when that is done."""
@@ -140,7 +153,7 @@ class Run:
 
     def _end(self, status: str, reason: str | None) -> None:
         self._outbox.close(
-            {"do": "end", "status": status, "reason": reason, "end_time": _milliseconds()}
+            {"do": "end", "status": status, "reason": reason, "end_time": milliseconds()}
         )
 
 
@@ -151,15 +164,12 @@ def training_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     dataset: Dataset,
-    run_id: str | None = None,
+    identity: Identity | None = None,
 ) -> Iterator[Run]:
-    """A run for a training; run_id: continue that one, which was interrupted."""
-    opening = {
-        "do": "open",
-        "run_id": run_id,
-        **_opening(params, tags),
-        "claim": origin.process_tags(),
-    }
+    """A run for a training; identity: continue that one, which was interrupted."""
+    opening = {"do": "open", **_opening(params, tags), "claim": origin.process_tags()}
+    if identity is not None:
+        opening |= {"local_id": identity.local_id, "start_time": identity.started}
     with _running(settings, opening) as run:
         run.log_dataset(dataset, "training")
         changes = origin.uncommitted_changes()
@@ -212,7 +222,7 @@ def _opening(params: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, An
     return {
         "local_id": uuid.uuid4().hex,
         "name": origin.run_name(known),
-        "start_time": _milliseconds(),
+        "start_time": milliseconds(),
         "tags": known,
         "params": _texts(params),
     }
@@ -258,7 +268,3 @@ def _terminated_by_signal() -> Iterator[None]:
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)

@@ -2,10 +2,14 @@
 
 import logging
 import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from simple_llama.process import file_lock
 from simple_llama.tracking import origin
-from simple_llama.tracking.location import Location, file_lock
+from simple_llama.tracking.location import Location
 
 LOCAL_ID = "local_id"
 """The tag with the id a run had before the store gave it one."""
@@ -18,6 +22,7 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # a server that is down is retried from the spool; MLflow's 7 tries take minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -49,9 +54,25 @@ class Store:
         self.name = experiment
         # a database that is being made by two processes at once breaks
         with file_lock(location.lock):
+            if location.database is not None and not location.database.exists():
+                self._make_database(location, location.database)
             self.client = self.mlflow.MlflowClient(location.uri, location.uri)
             found = self.client.get_experiment_by_name(experiment)
             self.experiment_id: str = found.experiment_id if found else self._create_experiment()
+
+    def _make_database(self, location: Location, path: Path) -> None:
+        """Make it beside its place: one whose making was killed halfway never works again."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.new")
+        draft.unlink(missing_ok=True)
+        self.mlflow.MlflowClient(f"sqlite:///{draft}").search_experiments()
+        # else MLflow's own experiment keeps its artifacts below the working directory
+        with closing(sqlite3.connect(draft)) as database, database:
+            database.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0",
+                (location.artifacts_of("Default"),),
+            )
+        os.replace(draft, path)
 
     def _create_experiment(self) -> str:
         place = self.location.artifacts_of(self.name)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simple_llama.process import file_lock
 from simple_llama.tracking.journal import Call, Point, Refused
-from simple_llama.tracking.location import file_lock
 from simple_llama.tracking.store import EVALUATION, EVALUATION_ID, LOCAL_ID, Store
 
 PARAM_LIMIT = 6000
@@ -60,7 +60,6 @@ class StoredRun:
     def open(
         self,
         *,
-        run_id: str | None,
         local_id: str,
         name: str,
         start_time: int,
@@ -68,13 +67,12 @@ class StoredRun:
         claim: dict[str, str],
         params: dict[str, str],
     ) -> None:
-        """Continue run_id (then it gets the tags `claim` only), or create a run with `tags`."""
-        known = (self._store.find(run_id) if run_id else None) or self._store.find(local_id)
+        """Continue the run with this local id (it gets the tags `claim` only), or create it."""
+        known = self._store.find(local_id)
         if known is not None:
             self._take(known.info.run_id, claim)
         else:
-            lost = {"source_run_id": run_id} if run_id else {}
-            self._create(name, start_time, {**tags, **lost, LOCAL_ID: local_id})
+            self._create(name, start_time, {**tags, LOCAL_ID: local_id})
         self.params(params)
 
     def open_evaluation(

@@ -7,7 +7,9 @@ from tqdm import tqdm
 
 from simple_llama.data.batches import Plan
 from simple_llama.model.decoder import Decoder
-from simple_llama.training.loop import StepRecord
+from simple_llama.process import warn
+from simple_llama.training.observer import Progress, Snapshot, StepRecord
+from simple_llama.training.preflight import Preflight
 
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
@@ -24,14 +26,35 @@ class Console:
         self.val_loss = ""
         self.last_line = perf_counter()
 
-    def started(self, plan: Plan) -> None:
+    def started(self, plan: Plan, progress: Progress) -> None:
         print(
             f"training: {plan.steps:,} steps of up to {plan.step_examples} examples, "
             f"{plan.steps_per_epoch:,} steps an epoch",
             flush=True,
         )
-        self.steps = plan.steps
-        self.bar = tqdm(total=plan.steps, unit="step", disable=None, dynamic_ncols=True)
+        if progress.step:
+            print(f"continuing after step {progress.step:,}", flush=True)
+        self.first, self.steps = progress.step, plan.steps
+        self.bar = tqdm(
+            total=plan.steps,
+            initial=progress.step,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+        )
+
+    def preflighted(self, preflight: Preflight) -> None:
+        self._say(
+            f"longest step (up to {preflight.longest:,} tokens): {preflight.seconds:.2f} s, "
+            f"peak memory {preflight.peak_memory / 1e9:.2f} GB; "
+            f"about {duration(preflight.seconds_left)} of training"
+        )
+
+    def lowered(self, micro_batch_tokens: int) -> None:
+        warn(
+            f"out of memory: micro_batch_tokens is {micro_batch_tokens:,} from here on; "
+            "the loss stays the same"
+        )
 
     def stepped(self, record: StepRecord) -> None:
         self.tokens += record.tokens
@@ -42,10 +65,10 @@ class Console:
         self.bar.update()
         now = perf_counter()
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or record.step == self.steps):
-            left = self.seconds / record.step * (self.steps - record.step)
+            left = self.seconds / (record.step - self.first) * (self.steps - record.step)
             print(
                 f"step {record.step:,}/{self.steps:,}  epoch {record.epoch:.2f}  {figures}  "
-                f"{left:,.0f} s left",
+                f"{duration(left)} left",
                 flush=True,
             )
             self.last_line = now
@@ -63,10 +86,13 @@ class Console:
             question = " ".join(self.decode(prompt).split())[-70:]
             self._say(f"  ...{question}  ->  {' '.join(self.decode(reply).split())[:100]}")
 
-    def improved(self, model: Decoder) -> None:
+    def improved(self, step: int, model: Decoder) -> None:
         pass
 
     def epoch_ended(self, epoch: int, model: Decoder) -> None:
+        pass
+
+    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         pass
 
     def close(self) -> None:
@@ -78,3 +104,10 @@ class Console:
             print(line, flush=True)
         else:
             self.bar.write(line)
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min', '3.4 h'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -6,121 +6,54 @@ It knows nothing of files, DVC or MLflow: it reports to an Observer and asks it 
 import dataclasses
 import math
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simple_llama.data.batches import Indices, MicroBatch, Plan, micro_batches, split_reply, spread
-from simple_llama.data.tokens import Tokens
+from simple_llama.data.batches import Indices, Plan, split_reply, spread
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
 from simple_llama.params import TrainParams
-from simple_llama.training.loss import Scores, score, summed_loss
+from simple_llama.training.gradients import Gradients
+from simple_llama.training.loss import Scores, score
+from simple_llama.training.observer import (
+    Diverged,
+    Observer,
+    Progress,
+    Snapshot,
+    StepRecord,
+    TrainingData,
+    TrainResult,
+)
 from simple_llama.training.optimizer import adamw, check_warmup, learning_rate
+from simple_llama.training.preflight import longest_step, preflight
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """The two splits and the ids that batching and sampling need."""
-
-    train: Tokens
-    val: Tokens
-    pad_id: int
-    stop_id: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """What one optimizer step did."""
-
-    step: int
-    """1 for the first."""
-    epoch: float
-    """Epochs done after this step."""
-    loss: float
-    """Nats per supervised token, before the update."""
-    lr: float
-    grad_norm: float
-    """Before clipping."""
-    tokens: int
-    """Real tokens, without padding."""
-    seconds: float
-
-
-class Observer(Protocol):
-    """Hears what happens in the loop."""
-
-    def started(self, plan: Plan) -> None: ...
-    def stepped(self, record: StepRecord) -> None: ...
-    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None: ...
-    def sampled(
-        self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
-    ) -> None: ...
-    def improved(self, model: Decoder) -> None:
-        """The model is the best so far: keep it."""
-
-    def epoch_ended(self, epoch: int, model: Decoder) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What came of a training; losses in nats per supervised token."""
-
-    steps: int
-    epochs: float
-    train_loss: float
-    """Over the last epoch's steps, as each was trained."""
-    val_loss: float
-    """Full validation after the last step."""
-    best_val_loss: float
-    best_step: int
-
-
-class Diverged(InputError):
-    """A loss or a gradient is no longer a finite number.
-
-    `examples`: those of the step whose update was not made, or, where a validation shows it, of the
-    step before; none where the model came so.
-    """
-
-    def __init__(self, step: int, what: str, examples: Indices) -> None:
-        super().__init__(
-            f"training diverged at step {step}: {what}; a lower max_lr or a longer warmup may help"
-        )
-        self.step = step
-        self.examples = examples
-
-
-@dataclass
-class Progress:
-    """What the loop carries from step to step besides weights and optimizer."""
-
-    step: int = 0
-    best_val_loss: float = math.inf
-    best_step: int = 0
-    epochs_without_better: int = 0
-    loss_sum: float = 0.0
-    """Over the current epoch, with loss_tokens: its token-weighted training loss."""
-    loss_tokens: int = 0
-    next_sample: int = 0
-    sample_distance: float = 0.0
+SPIKE_MEMORY = 50
+"""Steps over which the mean loss is taken that a spike is compared with."""
+SPIKE_PATIENCE = 20
+"""Steps before which nothing is a spike: the mean is still young."""
 
 
 def train(
-    model: Decoder, data: TrainingData, params: TrainParams, observer: Observer
+    model: Decoder,
+    data: TrainingData,
+    params: TrainParams,
+    observer: Observer,
+    snapshot: Snapshot | None = None,
 ) -> TrainResult:
-    """Train the model in place.
+    """Train the model in place, from the snapshot on where one is given.
 
-    Raises InputError where the warmup does not fit the steps, and Diverged.
+    Raises InputError where the warmup does not fit the steps or a single example not the memory,
+    and Diverged.
     """
-    return Trainer(model, data, params, observer).run()
+    trainer = Trainer(model, data, params, observer)
+    if snapshot is not None:
+        trainer.restore(snapshot)
+    return trainer.run()
 
 
 def plan_training(examples: int, params: TrainParams) -> Plan:
@@ -149,116 +82,159 @@ class Trainer:
         self.model, self.data, self.params, self.observer = model, data, params, observer
         self.device = next(model.parameters()).device
         self.optimizer = adamw(model, params)
-        self.forward: Callable[[Tensor], Tensor] = model
         first = params.eval_interval or self.plan.steps_per_epoch
-        self.progress = Progress(next_sample=first, sample_distance=first)
+        self.progress = Progress(
+            micro_batch_tokens=params.micro_batch_tokens, next_sample=first, sample_distance=first
+        )
+        self.gradients = Gradients(model, data, params, self.progress, observer)
 
     def run(self) -> TrainResult:
         params, plan, progress = self.params, self.plan, self.progress
-        self.observer.started(plan)
+        self.observer.started(plan, progress)
         self.model.train()
-        if params.enable_compilation:
-            self.forward = self._compiled()
-        if params.eval_interval:
+        if not self._is_over():
+            self._preflight()
+        if params.eval_interval and progress.step == 0:
             self._validate(full=False)
-        val_loss, train_loss = math.nan, math.nan
-        while progress.step < plan.steps:
+        while not self._is_over():
             self._step()
             if params.eval_interval and progress.step % params.eval_interval == 0:
                 self._validate(full=False)
             self._sample_if_due()
-            if plan.ends_epoch(progress.step - 1):
-                val_loss = self._validate(full=True)
-                train_loss = progress.loss_sum / progress.loss_tokens
-                progress.loss_sum, progress.loss_tokens = 0.0, 0
-                self._keep_if_better(val_loss)
-                epoch, rest = divmod(progress.step, plan.steps_per_epoch)
-                if rest == 0:
-                    self.observer.epoch_ended(epoch, self.model)
-                if self._patience_is_over():
-                    break
+            epoch_ended = plan.ends_epoch(progress.step - 1)
+            if epoch_ended:
+                self._end_epoch()
+            self.observer.step_ended(self.snapshot, epoch_ended=epoch_ended)
         return TrainResult(
             steps=progress.step,
             epochs=progress.step / plan.steps_per_epoch,
-            train_loss=train_loss,
-            val_loss=val_loss,
+            train_loss=progress.train_loss,
+            val_loss=progress.val_loss,
             best_val_loss=progress.best_val_loss,
             best_step=progress.best_step,
         )
+
+    def snapshot(self) -> Snapshot:
+        """The state between two steps. Order, dropout and samples are functions of (seed, step)."""
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return Snapshot(self.progress, tensors)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of this training. Raises InputError where it is another's."""
+        self.progress = self.gradients.progress = snapshot.progress
+        moments: dict[int, dict[str, Tensor]] = {}
+        weights = dict(self.model.named_parameters())
+        try:
+            for name, tensor in snapshot.tensors.items():
+                kind, _, rest = name.partition(".")
+                if kind == "model":
+                    weight = weights.pop(rest)
+                    if weight.shape != tensor.shape:
+                        raise ValueError(f"{rest} has shape {list(tensor.shape)}")
+                    with torch.no_grad():
+                        weight.copy_(tensor)
+                else:
+                    index, _, moment = rest.partition(".")
+                    moments.setdefault(int(index), {})[moment] = tensor
+            state: dict[str, Any] = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({**state, "state": moments})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(f"the snapshot is of another training: {error}") from None
+        if weights:
+            raise InputError(f"the snapshot is of another training: no {min(weights)}")
+
+    def _is_over(self) -> bool:
+        patience = self.params.early_stopping_patience
+        stopped = 0 < patience <= self.progress.epochs_without_better
+        return stopped or self.progress.step >= self.plan.steps
+
+    def _preflight(self) -> None:
+        """Compute the longest step once, without an update: what fails fails now."""
+        plan, lengths = self.plan, self.data.train.lengths
+        examples = plan.at(longest_step(plan, lengths))
+        if self.params.enable_compilation:
+            self.gradients.compile(examples)
+
+        def compute() -> int:
+            self.gradients.compute(examples, 0)
+            return self.progress.micro_batch_tokens
+
+        result = preflight(
+            self.model,
+            self.optimizer,
+            compute,
+            plan=plan,
+            lengths=lengths,
+            steps_left=plan.steps - self.progress.step,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.observer.preflighted(result)
 
     def _step(self) -> None:
         """One optimizer step over all its micro-batches."""
         started = time.perf_counter()
         step = self.progress.step
         examples = self.plan.at(step)
-        batches = self._batches(examples)
-        supervised = sum(len(batch.targets) for batch in batches)
-        # dropout is a function of (seed, step): nothing else has to be kept to repeat it
-        torch.manual_seed((self.params.seed << 32) + step)
         lr = learning_rate(step, self.plan.steps, self.params)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-        loss = torch.zeros((), device=self.device)
-        for on_cpu in batches:
-            batch = on_cpu.to(self.device)
-            with autocast(self.device, self.params.precision):
-                part = summed_loss(self.model, batch, self.forward) / supervised
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
+        # dropout is a function of (seed, step): nothing else has to be kept to repeat it
+        loss, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.params.max_grad_norm or math.inf
-        )
-        loss_value, norm_value = loss.item(), norm.item()
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            what = f"loss {loss_value}, gradient norm {norm_value}, the update was not made"
-            raise Diverged(step + 1, what, examples)
+        ).item()
+        self._check(loss, norm, examples)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
         self.progress.step += 1
-        self.progress.loss_sum += loss_value * supervised
+        self.progress.loss_sum += loss * supervised
         self.progress.loss_tokens += supervised
+        self.progress.recent_loss += (loss - self.progress.recent_loss) / min(
+            self.progress.step, SPIKE_MEMORY
+        )
         self.observer.stepped(
             StepRecord(
                 step=self.progress.step,
                 epoch=self.progress.step / self.plan.steps_per_epoch,
-                loss=loss_value,
+                loss=loss,
                 lr=lr,
-                grad_norm=norm_value,
+                grad_norm=norm,
                 tokens=int(self.data.train.lengths[examples].sum()),
                 seconds=time.perf_counter() - started,
             )
         )
 
-    def _batches(self, examples: Indices) -> list[MicroBatch]:
-        batches = micro_batches(
-            self.data.train,
-            examples,
-            budget=self.params.micro_batch_tokens,
-            pad_id=self.data.pad_id,
-            pad_to=None if self.params.dynamic_padding else self.params.max_seq_len,
-        )
-        return list(batches)
-
-    def _compiled(self) -> Callable[[Tensor], Tensor]:
-        """The compiled model, tried on one micro-batch; the model itself where that fails."""
-        compiled = torch.compile(self.model, dynamic=True)
-        batch = self._batches(self.plan.at(0))[-1].to(self.device)
-        try:
-            with autocast(self.device, self.params.precision):
-                loss = summed_loss(self.model, batch, compiled)
-            loss.backward()  # type: ignore[no-untyped-call]
-        except Exception as error:  # whatever the compiler or its toolchain may raise
-            reason = str(error).strip().splitlines()
-            warnings.warn(
-                f"enable_compilation: torch.compile failed, training goes on without it: "
-                f"{type(error).__name__}: {reason[0] if reason else ''}",
-                stacklevel=2,
+    def _check(self, loss: float, norm: float, examples: Indices) -> None:
+        """Raise Diverged before an update that would do harm."""
+        progress, factor = self.progress, self.params.loss_spike
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = f"loss {loss}, gradient norm {norm}, the update was not made"
+        elif factor and progress.step >= SPIKE_PATIENCE and loss > factor * progress.recent_loss:
+            what = (
+                f"loss {loss:.4g} is more than loss_spike ({factor:g}) times the recent mean "
+                f"{progress.recent_loss:.4g}, the update was not made"
             )
-            compiled = self.model
-        self.model.zero_grad(set_to_none=True)
-        return compiled
+        else:
+            return
+        raise self._diverged(progress.step + 1, what, examples)
+
+    def _diverged(self, step: int, what: str, examples: Indices) -> Diverged:
+        batches = self.gradients.batches(examples) if len(examples) else []
+        return Diverged(step, what, examples, batches, self.snapshot())
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        progress.val_loss = self._validate(full=True)
+        progress.train_loss = progress.loss_sum / progress.loss_tokens
+        progress.loss_sum, progress.loss_tokens = 0.0, 0
+        self._keep_if_better(progress.val_loss)
+        epoch, rest = divmod(progress.step, self.plan.steps_per_epoch)
+        if rest == 0:
+            self.observer.epoch_ended(epoch, self.model)
 
     def _validate(self, *, full: bool) -> float:
         """Validation loss over the whole split, or always the same eval_num_samples of it."""
@@ -269,7 +245,7 @@ class Trainer:
         if not math.isfinite(scores.mean_loss):
             step = self.progress.step
             trained = self.plan.at(step - 1) if step else np.arange(0)
-            raise Diverged(step, f"validation loss {scores.mean_loss}", trained)
+            raise self._diverged(step, f"validation loss {scores.mean_loss}", trained)
         self.observer.validated(self.progress.step, scores.mean_loss, len(examples), full=full)
         return scores.mean_loss
 
@@ -278,7 +254,7 @@ class Trainer:
             self.model,
             self.data.val,
             examples,
-            budget=self.params.micro_batch_tokens,
+            budget=self.progress.micro_batch_tokens,
             pad_id=self.data.pad_id,
             precision=self.params.precision,
         )
@@ -288,13 +264,9 @@ class Trainer:
         if val_loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = val_loss, progress.step
             progress.epochs_without_better = 0
-            self.observer.improved(self.model)
+            self.observer.improved(progress.step, self.model)
         else:
             progress.epochs_without_better += 1
-
-    def _patience_is_over(self) -> bool:
-        patience = self.params.early_stopping_patience
-        return 0 < patience <= self.progress.epochs_without_better
 
     def _sample_if_due(self) -> None:
         """Answer a few validation prompts, at distances that grow by model_gen_multiplier."""

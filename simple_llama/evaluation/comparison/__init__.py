@@ -1,0 +1,1 @@
+"""Several runs side by side in one page that opens anywhere (comparison.html)."""

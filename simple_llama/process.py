@@ -1,0 +1,195 @@
+"""This process among others: where the main repository is, who still lives, and who holds what.
+
+Nothing here changes what a stage computes.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+LOCKS = ".locks"
+"""Folder of the lock files, under the main root."""
+CLAIM_INTERVAL = 0.5
+"""Seconds between two tries to get a device."""
+WATCH_INTERVAL = 0.5
+"""Seconds between two looks at whether DVC still lives."""
+
+
+def main_root() -> Path:
+    """The root of the main repository, also from within one of DVC's temporary copies of it.
+
+    DVC_ROOT is believed only where it can be true: DVC sets it for its stages, but one exported
+    in a shell long ago would send the runs of every other repository to the wrong store.
+    """
+    here = Path.cwd().resolve()
+    told = os.environ.get("DVC_ROOT")
+    if told:
+        root = Path(told).resolve()
+        if (root / ".dvc").is_dir() and here.is_relative_to(root):
+            return _outside_experiments(root)
+    here = _outside_experiments(here)
+    return next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
+
+
+def _outside_experiments(path: Path) -> Path:
+    parts = path.parts
+    for i in range(len(parts) - 2):
+        if parts[i : i + 3] == (".dvc", "tmp", "exps"):
+            return Path(*parts[:i])
+    return path
+
+
+def warn(message: str, kind: str = "warning") -> None:
+    """One line on stderr; below a progress bar where one may be drawn."""
+    start = "\n" if sys.stderr.isatty() else ""
+    print(f"{start}{kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def file_lock(path: Path, purpose: str | None = None) -> Iterator[None]:
+    """Hold the exclusive lock `path`, waiting for it; the system frees it when a process dies.
+
+    Where a purpose is given and another process holds the lock, a line says who and what for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if purpose is not None:
+                warn(f"{purpose}: waiting for {_holder(path)} ({path})", "note")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if purpose is not None:
+                warn(f"{purpose}: it is free now, going on", "note")
+        _sign(path)
+        yield
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock `path` if nobody else does; gives whether it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        yield _first_free([file]) is not None
+
+
+@contextmanager
+def claim(names: Sequence[str | None], *, share: bool = False) -> Iterator[int]:
+    """Hold the first free one of the devices with these lock names; gives its place among them.
+
+    While other processes of this repository hold them all, it waits and says so, or, where `share`
+    is set, takes any. A device named None is nobody's.
+    """
+    if None in names:
+        yield names.index(None)
+        return
+    paths = [main_root() / LOCKS / f"{name}.lock" for name in names]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(path, "a", encoding="utf-8")) for path in paths]
+        free = _first_free(files)
+        if free is None and share:
+            yield os.getpid() % len(names)
+            return
+        if free is None:
+            holders = "; ".join(_holder(path) for path in paths)
+            warn(f"waiting for a free device ({', '.join(map(str, names))}): {holders}", "note")
+        while free is None:
+            time.sleep(CLAIM_INTERVAL)
+            free = _first_free(files)
+        _sign(paths[free])
+        yield free
+
+
+def _first_free(files: Sequence[IO[str]]) -> int | None:
+    for place, file in enumerate(files):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return place
+    return None
+
+
+def _sign(path: Path) -> None:
+    """Say in a lock file who holds it; the lock itself does not depend on it."""
+    with contextlib.suppress(OSError):
+        path.write_text(f"process {os.getpid()} in {Path.cwd()}\n", encoding="utf-8")
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()[:300] or "another process"
+    except OSError:
+        return "another process"
+
+
+def process_start(pid: int) -> str | None:
+    """When a process began, exactly and without a clock; None: it is gone.
+
+    Process ids are reused, a pair of id and start is not.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            # fields after the name, which may itself hold spaces and brackets
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def dvc_ancestor() -> int | None:
+    """The process id of the DVC command that runs this stage; None: nobody's.
+
+    DVC starts a shell, which starts the stage: DVC is found by its name among the ancestors.
+    """
+    if "DVC_ROOT" not in os.environ:
+        return None
+    import psutil
+
+    try:
+        for parent in psutil.Process().parents():
+            # `dvc repro` of a console script, `python -m dvc repro`
+            if any(Path(word).stem == "dvc" for word in parent.cmdline()[:3]):
+                return int(parent.pid)
+    except psutil.Error:
+        return None
+    return None
+
+
+@contextmanager
+def ends_with(pid: int | None) -> Iterator[None]:
+    """Within the block, send this process SIGTERM when process `pid` is gone.
+
+    A killed DVC leaves its stage running, and the next `dvc repro` would start another beside it.
+    """
+    if pid is None:
+        yield
+        return
+    started = process_start(pid)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH_INTERVAL):
+            if process_start(pid) != started:
+                warn(f"dvc (process {pid}) is gone, so this stage ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, name="ends_with", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -1,0 +1,88 @@
+"""From a run in MLflow back to the code, the params and the commands that made it."""
+
+import importlib.metadata
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from simple_llama.errors import InputError
+from simple_llama.tracking.location import Location
+from simple_llama.tracking.store import import_mlflow
+
+PATCH = "config/uncommitted.patch"
+INPUTS = ("ft_json_path", "tokenizer_path", "model_path", "eval_json_path")
+"""Params that name files."""
+
+
+def commands(run_id: str) -> list[str]:
+    """The shell commands that rebuild a run in a folder of its own, comments between them.
+
+    Raises InputError where the store does not know the run, or the repository not its commit.
+    """
+    location = Location.find()
+    mlflow = import_mlflow()
+    if location.database is not None and not location.database.exists():
+        raise InputError(f"{location.database}: no such file, so no runs yet")
+    client = mlflow.MlflowClient(location.uri, location.uri)
+    try:
+        run = client.get_run(run_id)
+    except mlflow.MlflowException:
+        raise InputError(f"{location.uri} knows no run {run_id!r}") from None
+    commit = run.data.tags.get("git.commit")
+    if commit is None:
+        raise InputError(f"run {run_id} was not started in a git repository")
+    if _git(location.root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        raise InputError(f"{location.root} does not hold commit {commit} of run {run_id}")
+    return list(_lines(location, client, run, commit))
+
+
+def _lines(location: Location, client: Any, run: Any, commit: str) -> Iterator[str]:
+    tags, run_id = run.data.tags, run.info.run_id
+    dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
+    yield f"# {run.info.run_name}, {run.info.status}: commit {commit[:12]}{dirty}"
+    yield from _differences(tags)
+    folder = f"reproduce-{run_id[:8]}"
+    yield f"git clone --no-checkout {shlex.quote(str(location.root))} {folder}"
+    yield f"cd {folder}"
+    yield f"git fetch origin {commit}"
+    yield f"git checkout --detach {commit}"
+    if any(file.path == PATCH for file in client.list_artifacts(run_id, "config")):
+        with tempfile.TemporaryDirectory() as temporary:
+            text = Path(client.download_artifacts(run_id, PATCH, temporary)).read_text("utf-8")
+        yield from (line for line in text.splitlines() if line.startswith("# "))
+        artifacts = urlparse(run.info.artifact_uri)
+        if artifacts.scheme == "file":
+            yield f"git apply --allow-empty {shlex.quote(unquote(artifacts.path))}/{PATCH}"
+        else:
+            yield f"export MLFLOW_TRACKING_URI={shlex.quote(location.uri)}"
+            yield f"mlflow artifacts download --run-id {run_id} --artifact-path {PATCH} -d ."
+            yield f"git apply --allow-empty {PATCH}"
+    for key in INPUTS:
+        path = run.data.params.get(key, "")
+        if path.startswith(("data/prepared/", "models/demo/base")):
+            continue  # the pipeline makes them
+        if _git(location.root, "cat-file", "-e", f"{commit}:{path}") is None:
+            yield f"# git does not hold {key}: copy {path} there, or `dvc pull` it"
+    threads = tags.get("torch_threads")
+    yield f"OMP_NUM_THREADS={threads} dvc repro" if threads else "dvc repro"
+
+
+def _differences(tags: dict[str, str]) -> Iterator[str]:
+    """What of the environment is another now."""
+    for package in ("torch", "dvc", "mlflow"):
+        then, now = tags.get(f"env.{package}"), importlib.metadata.version(package)
+        if then not in (None, now):
+            yield f"# {package} was {then}, here it is {now}"
+    if "device" in tags:
+        yield f"# trained on {tags['device']} ({tags.get('precision', '')})"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,44 @@
+"""The curves of a training: what the reports, MLflow and the resume state hold of its steps."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simple_llama.files import write_csv
+
+COLUMNS = {
+    "val": ("step", "val_loss", "timestamp"),
+    "interval": ("step", "val_loss", "timestamp"),
+    "train": ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "timestamp"),
+}
+"""Of each curve; timestamp in milliseconds since 1970."""
+_NOT_WRITTEN = ("tokens_per_second", "timestamp")
+
+
+class Curves:
+    """Rows of numbers by curve, in the order of steps."""
+
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+        self.rows: dict[str, list[dict[str, float]]] = {
+            name: [dict(zip(columns, row)) for row in tensors[name].tolist()] if tensors else []
+            for name, columns in COLUMNS.items()
+        }
+
+    def add(self, curve: str, **values: float) -> None:
+        assert tuple(values) == COLUMNS[curve]
+        self.rows[curve].append(values)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Each (rows, columns) float64."""
+        return {
+            name: torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)
+            for name, rows in self.rows.items()
+        }
+
+    def write(self, folder: Path) -> None:
+        """As CSV files, without what differs from one run to the next."""
+        for name, columns in COLUMNS.items():
+            kept = [column for column in columns if column not in _NOT_WRITTEN]
+            write_csv(folder / f"{name}.csv", self.rows[name], kept)

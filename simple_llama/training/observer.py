@@ -1,0 +1,135 @@
+"""What a training is given, carries along and tells: the loop's words to whoever listens."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from simple_llama.data.batches import Indices, MicroBatch, Plan
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.model.decoder import Decoder
+from simple_llama.training.preflight import Preflight
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The two splits and the ids that batching and sampling need."""
+
+    train: Tokens
+    val: Tokens
+    pad_id: int
+    stop_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one optimizer step did."""
+
+    step: int
+    """1 for the first."""
+    epoch: float
+    """Epochs done after this step."""
+    loss: float
+    """Nats per supervised token, before the update."""
+    lr: float
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Real tokens, without padding."""
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """What the loop carries from step to step besides weights and optimizer."""
+
+    micro_batch_tokens: int
+    """The param's, or less where memory did not suffice."""
+    next_sample: int
+    sample_distance: float
+    step: int = 0
+    best_val_loss: float = math.inf
+    best_step: int = 0
+    epochs_without_better: int = 0
+    loss_sum: float = 0.0
+    """Over the current epoch, with loss_tokens: its token-weighted training loss."""
+    loss_tokens: int = 0
+    recent_loss: float = 0.0
+    """Mean over some 50 steps."""
+    train_loss: float = math.nan
+    """Of the epoch that ended last, as val_loss."""
+    val_loss: float = math.nan
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a training is between two steps: whoever restores it continues exactly."""
+
+    progress: Progress
+    tensors: Mapping[str, Tensor]
+    """Weights and AdamW's moments: the live ones, for whoever keeps them to copy at once."""
+
+
+class Observer(Protocol):
+    """Hears what happens in the loop."""
+
+    def started(self, plan: Plan, progress: Progress) -> None:
+        """Before the first step, or the first after a restored snapshot."""
+
+    def preflighted(self, preflight: Preflight) -> None: ...
+    def lowered(self, micro_batch_tokens: int) -> None:
+        """Memory did not suffice: micro-batches are smaller from here on."""
+
+    def stepped(self, record: StepRecord) -> None: ...
+    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None: ...
+    def sampled(
+        self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+    ) -> None: ...
+    def improved(self, step: int, model: Decoder) -> None:
+        """The model is the best so far: keep it."""
+
+    def epoch_ended(self, epoch: int, model: Decoder) -> None: ...
+    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+        """All that belongs to a step is done: the moment to keep a snapshot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came of a training; losses in nats per supervised token."""
+
+    steps: int
+    epochs: float
+    train_loss: float
+    """Over the last epoch's steps, as each was trained."""
+    val_loss: float
+    """Full validation after the last step."""
+    best_val_loss: float
+    best_step: int
+
+
+class Diverged(InputError):
+    """A loss or a gradient is no longer a finite number, or the loss leapt beyond loss_spike.
+
+    `examples` and `batches`: those of the step whose update was not made, or, where a validation
+    shows it, of the step before; none where the model came so. `snapshot`: the state then.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        what: str,
+        examples: Indices,
+        batches: Sequence[MicroBatch],
+        snapshot: Snapshot,
+    ) -> None:
+        super().__init__(
+            f"training diverged at step {step}: {what}; a lower max_lr or a longer warmup may help"
+        )
+        self.step = step
+        self.what = what
+        self.examples = examples
+        self.batches = batches
+        self.snapshot = snapshot

@@ -1,0 +1,80 @@
+"""The longest step before the first: what does not fit fails at once; how long it all takes."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simple_llama.data.batches import Indices, Plan, epoch_order
+from simple_llama.model.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What the longest step took."""
+
+    longest: int
+    """Tokens of its longest example."""
+    micro_batch_tokens: int
+    """With which it fitted."""
+    peak_memory: int
+    """Bytes: of tensors on a GPU, of the process elsewhere; AdamW's moments included."""
+    seconds: float
+    """For this step."""
+    seconds_left: float
+    """For all steps, by their tokens; without validations."""
+
+
+def longest_step(plan: Plan, lengths: Indices) -> int:
+    """The first epoch's step (0, 1, ...) with the longest example; `lengths` in tokens."""
+    order = epoch_order(plan.examples, plan.seed, 0)[: plan.steps * plan.step_examples]
+    return int(np.argmax(lengths[order])) // plan.step_examples
+
+
+def preflight(
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+    gradients: Callable[[], int],
+    *,
+    plan: Plan,
+    lengths: Indices,
+    steps_left: int,
+) -> Preflight:
+    """Measure `gradients`, which computes those of the longest step and gives the
+    micro_batch_tokens that it needed; the optimizer's memory is reserved meanwhile.
+
+    It is computed twice: the first time includes what happens once only, such as allocations.
+    """
+    device = next(model.parameters()).device
+    moments = 0 if optimizer.state else 2 * sum(p.nbytes for p in model.parameters())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    reserve = torch.empty(moments, dtype=torch.uint8, device=device)
+    gradients()
+    started = time.perf_counter()
+    budget = gradients()
+    seconds = time.perf_counter() - started
+    del reserve
+    step = lengths[plan.at(longest_step(plan, lengths))]
+    per_epoch = int(lengths[: plan.examples].sum())
+    tokens_left = per_epoch * steps_left / plan.steps_per_epoch
+    return Preflight(
+        longest=int(step.max()),
+        micro_batch_tokens=budget,
+        # memory that was reserved but never touched is no part of a process's peak
+        peak_memory=peak_memory(device) + (0 if device.type == "cuda" else moments),
+        seconds=seconds,
+        seconds_left=seconds * tokens_left / int(step.sum()),
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,229 @@
+"""What is kept of a training while it runs: curves, samples, models, the resume state."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+
+from simple_llama.data.batches import Plan
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.files import atomic_path, write_json
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.folder import save_model
+from simple_llama.process import warn
+from simple_llama.training.console import Console
+from simple_llama.training.curves import Curves
+from simple_llama.training.observer import Diverged, Progress, Snapshot, StepRecord, TrainingData
+from simple_llama.training.preflight import Preflight
+from simple_llama.training.resume import Damaged, ResumeFolder
+
+METRICS = {
+    "val": {"val_loss": "val_loss"},
+    "interval": {"val_loss": "val_loss_interval"},
+    "train": {name: name for name in ("loss", "lr", "grad_norm", "tokens_per_second")},
+}
+"""Columns of the curves and the metrics they are for the tracker."""
+
+
+class Tracker(Protocol):
+    """What a Recorder tells of the training; a tracking.Run is one."""
+
+    @property
+    def identity(self) -> Any: ...
+    def log(
+        self, step: int, metrics: Mapping[str, float], timestamp: int | None = None
+    ) -> None: ...
+    def tag(self, tags: Mapping[str, str]) -> None: ...
+    def log_table(self, rows: Sequence[Mapping[str, Any]], file: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What an interrupted training left."""
+
+    snapshot: Snapshot
+    curves: Curves
+    samples: list[dict[str, Any]]
+    identity: dict[str, Any]
+    """Of its tracked run."""
+    resumed: list[int]
+    """The steps after which it was continued before."""
+
+
+def load_state(folder: ResumeFolder) -> State | None:
+    """The state to continue from. One that is damaged is removed, with a warning."""
+    try:
+        loaded = folder.load()
+        if loaded is None:
+            folder.remove()  # of a training that was killed before its first state
+            return None
+        tensors, about = loaded
+        curves = {
+            name.removeprefix("curve."): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith("curve.")
+        }
+        state = State(
+            snapshot=Snapshot(Progress(**about["progress"]), tensors),
+            curves=Curves(curves),
+            samples=about["samples"],
+            identity=about["identity"],
+            resumed=about["resumed"],
+        )
+        torch.set_num_threads(about["threads"])
+    except (Damaged, KeyError, TypeError) as error:
+        warn(f"the resume state is damaged, training starts from the beginning: {error}")
+        folder.remove()
+        return None
+    return state
+
+
+class Recorder(Console):
+    """A Console that keeps the curves and samples, saves the models and the resume state, and
+    tells the tracker.
+
+    The tracker hears of a step only once a resume state holds it: a step that is computed again
+    after a kill is not logged twice.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        tokenizer_folder: Path,
+        tracker: Tracker,
+        folder: ResumeFolder,
+        ckpt_epochs: int,
+        state: State | None,
+    ) -> None:
+        super().__init__(tokenizer.decode)
+        self.tokenizer_folder, self.tracker = tokenizer_folder, tracker
+        self.folder, self.ckpt_epochs = folder, ckpt_epochs
+        self.curves = state.curves if state else Curves()
+        self.samples = state.samples if state else []
+        self.resumed = [*state.resumed, state.snapshot.progress.step] if state else []
+        self.sent = dict.fromkeys([*METRICS, "samples"], 0)
+        self.saving_seconds = 0.0
+        self.saved_step = self.resumed[-1] if self.resumed else 0
+
+    def started(self, plan: Plan, progress: Progress) -> None:
+        super().started(plan, progress)
+        self.tracker.tag({"steps_planned": str(plan.steps)})
+        if self.resumed:
+            self.tracker.tag({"resumed_after_steps": ", ".join(map(str, self.resumed))})
+            # what the killed process had not sent yet; the rest is known by its timestamps
+            self.send()
+
+    def preflighted(self, preflight: Preflight) -> None:
+        super().preflighted(preflight)
+        self.tracker.tag({"preflight.peak_memory_gb": f"{preflight.peak_memory / 1e9:.2f}"})
+
+    def lowered(self, micro_batch_tokens: int) -> None:
+        super().lowered(micro_batch_tokens)
+        self.tracker.tag({"micro_batch_tokens_lowered_to": str(micro_batch_tokens)})
+
+    def stepped(self, record: StepRecord) -> None:
+        super().stepped(record)
+        self.curves.add(
+            "train",
+            step=record.step,
+            epoch=record.epoch,
+            loss=record.loss,
+            lr=record.lr,
+            grad_norm=record.grad_norm,
+            tokens_per_second=record.tokens / record.seconds,
+            timestamp=_now(),
+        )
+
+    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+        super().validated(step, loss, examples, full=full)
+        self.curves.add("val" if full else "interval", step=step, val_loss=loss, timestamp=_now())
+
+    def sampled(
+        self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+    ) -> None:
+        super().sampled(step, prompts, replies)
+        self.samples += [
+            {"step": step, "prompt": self.decode(prompt), "reply": self.decode(reply)}
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+
+    def improved(self, step: int, model: Decoder) -> None:
+        save_model(model, self.folder.best(step), self.tokenizer_folder)
+
+    def epoch_ended(self, epoch: int, model: Decoder) -> None:
+        if self.ckpt_epochs and epoch % self.ckpt_epochs == 0:
+            save_model(model, self.folder.epoch(epoch), self.tokenizer_folder)
+
+    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+        if not epoch_ended and not self.folder.is_due():
+            return
+        started = time.perf_counter()
+        now = snapshot()
+        curves = {f"curve.{name}": rows for name, rows in self.curves.tensors().items()}
+        about = {
+            "progress": dataclasses.asdict(now.progress),
+            "samples": self.samples,
+            "identity": dataclasses.asdict(self.tracker.identity),
+            "resumed": self.resumed,
+            "threads": torch.get_num_threads(),
+        }
+        self.folder.save(
+            {**now.tensors, **curves}, about, step=now.progress.step, best=now.progress.best_step
+        )
+        self.saving_seconds += time.perf_counter() - started
+        self.saved_step = now.progress.step
+        self.send()
+
+    def stopped(self) -> None:
+        """Say what becomes of a training that is being interrupted."""
+        start = f"continues after step {self.saved_step:,}" if self.saved_step else "starts afresh"
+        warn(f"training stops; the same command {start}", "note")
+
+    def send(self) -> None:
+        """Tell the tracker what it has not heard yet from this process."""
+        for curve, names in METRICS.items():
+            rows = self.curves.rows[curve]
+            for row in rows[self.sent[curve] :]:
+                metrics = {name: row[column] for column, name in names.items()}
+                self.tracker.log(int(row["step"]), metrics, int(row["timestamp"]))
+            self.sent[curve] = len(rows)
+        if len(self.samples) > self.sent["samples"]:
+            self.tracker.log_table(self.samples, "samples/during_training.json")
+            self.sent["samples"] = len(self.samples)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolder) -> Path:
+    """Keep what a training diverged on, in a folder of its own, and drop the resume state: from
+    there it would only diverge again."""
+    kept = folder.folder.with_name(f"diverged-{folder.folder.name}")
+    progress = dataclasses.asdict(error.snapshot.progress)
+    about = {
+        "step": error.step,
+        "reason": error.what,
+        "examples": error.examples.tolist(),
+        "rows_of_train_jsonl_from_0": data.train.rows[error.examples].tolist(),
+        "progress": {k: v if math.isfinite(v) else str(v) for k, v in progress.items()},
+    }
+    batches = {
+        f"{i}.{name}": getattr(batch, name)
+        for i, batch in enumerate(error.batches)
+        for name in ("ids", "positions", "targets")
+    }
+    state = {name: tensor.contiguous() for name, tensor in error.snapshot.tensors.items()}
+    with atomic_path(kept) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "diverged.json", about)
+        save_file(batches, temporary / "batch.safetensors")
+        save_file(state, temporary / "state.safetensors")
+    folder.remove()
+    return kept

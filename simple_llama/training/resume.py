@@ -1,0 +1,157 @@
+"""What a killed training continues from, exactly: its state on disk.
+
+    <main root>/.resume/<key>/
+        state.json             step, progress and what else is below; written last, so it decides
+        state-120.safetensors  weights, AdamW's moments and the curves after step 120
+        best-96/               the best model so far, a model folder
+        epoch-02/              kept by ckpt_epochs
+        published              the MLflow run, once all the stage's outs stand
+
+The key is a hash of all that the result depends on, so no other training can ever continue from it.
+Order and dropout are functions of (seed, step): no random state has to be kept.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from simple_llama.errors import InputError
+from simple_llama.files import atomic_path, atomic_write, digest, read_json
+from simple_llama.model.folder import WEIGHTS
+from simple_llama.process import LOCKS, try_lock
+
+RESUME = ".resume"
+"""The folder of all states, under the main root."""
+SHARE = 0.02
+"""Of the time, that saving may take: beyond it the interval grows."""
+FORGET_AFTER = 24 * 3600
+"""Seconds after which a published state is of no use: DVC has long saved the stage's outs."""
+
+
+def resume_key(settings: Mapping[str, Any], digests: Iterable[str], code: Iterable[Path]) -> str:
+    """The name of one training's state: a hash of its settings, inputs, code and PyTorch."""
+    known = {
+        "settings": dict(settings),
+        "digests": list(digests),
+        "code": {str(path): digest([path]) for path in sorted(code)},
+        "torch": torch.__version__,
+    }
+    return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def key_lock(root: Path, key: str) -> Path:
+    """The lock of whoever uses the state with this key."""
+    return root / LOCKS / f"train-{key}.lock"
+
+
+class Damaged(InputError):
+    """A resume state that cannot be trusted."""
+
+
+class ResumeFolder:
+    """One training's folder under .resume; whoever uses it holds its lock."""
+
+    def __init__(self, folder: Path, interval: float) -> None:
+        self.folder = folder
+        self.interval = interval
+        self._state = folder / "state.json"
+        self._due = time.monotonic() + interval
+
+    def best(self, step: int) -> Path:
+        """Where the model that was the best after this step belongs."""
+        return self.folder / f"best-{step}"
+
+    def kept_best(self, step: int) -> Path:
+        """That model, already saved. Raises InputError where somebody has removed it since."""
+        if not (self.best(step) / WEIGHTS).is_file():
+            raise InputError(f"{self.best(step)} has vanished; the same command trains afresh")
+        return self.best(step)
+
+    def epoch(self, epoch: int) -> Path:
+        """Where the model after this epoch (1, 2, ...) belongs."""
+        return self.folder / f"epoch-{epoch:02}"
+
+    def epochs(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*"))
+
+    def is_due(self) -> bool:
+        """Whether the interval since the last saving is over (an interval of 0 never is)."""
+        return self.interval > 0 and time.monotonic() >= self._due
+
+    def save(
+        self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], *, step: int, best: int
+    ) -> None:
+        """Put the state after `step` in the place of the one before; best: the best model's step,
+        0 for none yet.
+
+        Raises OSError where the disk refuses; the state before it is then still whole.
+        """
+        began = time.monotonic()
+        path = self.folder / f"state-{step}.safetensors"
+        with atomic_path(path) as temporary:
+            try:
+                whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                save_file(whole, temporary)
+            except SafetensorError as error:  # a full disk, mostly
+                raise OSError(None, f"the resume state was not written: {error}", path) from None
+        files = [path, *([self.kept_best(best) / WEIGHTS] if best else [])]
+        digests = {str(file.relative_to(self.folder)): digest([file]) for file in files}
+        with atomic_write(self._state) as file:
+            file.write(json.dumps({"step": step, "digests": digests, "about": about}).encode())
+        for old in [*self.folder.glob("state-*.safetensors"), *self.folder.glob("best-*")]:
+            if old not in (path, self.best(best)):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        now = time.monotonic()
+        self._due = now + max(self.interval, (now - began) / SHARE)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and `about` of the state, or None where there is none.
+
+        Raises Damaged where a byte of it is not what was written.
+        """
+        if not self._state.exists():
+            return None
+        try:
+            state = read_json(self._state)
+            path = self.folder / f"state-{int(state['step'])}.safetensors"
+            for name, known in {path.name: None, **state["digests"]}.items():
+                if digest([self.folder / Path(name)]) != known:
+                    raise Damaged(f"{self.folder / name}: its bytes have changed")
+            return load_file(path), dict(state["about"])
+        except Damaged:
+            raise
+        except OSError as error:
+            raise Damaged(f"{error.filename}: {error.strerror}") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"{self._state}: {type(error).__name__}: {error}") from None
+
+    def published(self, run_id: str) -> None:
+        """All outs stand. DVC has yet to save them, so the state stays until evaluate starts."""
+        (self.folder / "published").write_text(run_id, encoding="utf-8")
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def forget(root: Path, run_id: str) -> None:
+    """Remove the state of the training that was published as this MLflow run.
+
+    evaluate calls it: it runs only after DVC has saved what train wrote. States that were
+    published more than a day ago go too.
+    """
+    for mark in (root / RESUME).glob("*/published"):
+        old = time.time() - mark.stat().st_mtime > FORGET_AFTER
+        if old or mark.read_text(encoding="utf-8") == run_id:
+            # held: another process trains the same and is about to take this result over
+            with try_lock(key_lock(root, mark.parent.name)) as free:
+                if free:
+                    shutil.rmtree(mark.parent, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Trainings that are killed at chosen moments, continued, and compared byte by byte."""
