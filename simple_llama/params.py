@@ -5,23 +5,15 @@ because DVC accepts an unknown `-S +key=1` silently and then runs nothing that w
 """
 
 import dataclasses
-import difflib
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
-
-import yaml
+from typing import Any, Literal, TypeVar
 
 from simple_llama.errors import InputError
+from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, type_name, typed
 
 Section = TypeVar("Section")
-
-MAX_CHARACTERS = 2**16
-"""Of a params file: PyYAML is slow, and a file of parameters short."""
-MAX_INTEGER = 10**12
-"""What is counted here stays far below, and so it fits every library's integers."""
 
 VALIDATION_SPLIT = "data/prepared/val.jsonl"
 """The eval_json_path that stands for the validation split, as tokenize left it."""
@@ -33,15 +25,7 @@ def is_validation_split(path: str) -> bool:
 
 def _require(holds: bool, key: str, got: object, wanted: str) -> None:
     if not holds:
-        raise InputError(f"{key}: got {_shown(got)}, wanted {wanted}")
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4300 digits
-        return "a huge number"
-    return text if len(text) <= 80 else text[:77] + "..."
+        raise InputError(f"{key}: got {shown(got)}, wanted {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,17 +264,17 @@ class Params:
         self, path: str | Path = "params.yaml", owners: tuple[type[Any], ...] = PIPELINE
     ) -> None:
         self.path = path
-        self.values = _read_mapping(path)
+        self.values = read_mapping(path)
         types: dict[str, Any] = {}
         for owner in owners:
             types.update({field.name: field.type for field in dataclasses.fields(owner)})
         for key in self.values:
             if key not in types:
-                raise InputError(f"{path}: unknown key {_shown(key)}{_did_you_mean(key, types)}")
+                raise InputError(f"{path}: unknown key {shown(key)}{did_you_mean(key, types)}")
         for key, wanted in types.items():
             if key not in self.values:
-                raise InputError(f"{path}: missing key {key!r}, wanted {_type_name(wanted)}")
-            self.values[key] = _typed(f"{path}: {key}", self.values[key], wanted)
+                raise InputError(f"{path}: missing key {key!r}, wanted {type_name(wanted)}")
+            self.values[key] = typed(f"{path}: {key}", self.values[key], wanted)
         for owner in owners:
             self.section(owner)
 
@@ -308,105 +292,3 @@ def without(params: Params, *owners: type[Any]) -> dict[str, Any]:
     others = (other for other in PIPELINE if other not in owners)
     names = {field.name for other in others for field in dataclasses.fields(other)}
     return {key: value for key, value in params.values.items() if key in names}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads YAML 1.2 floats (DVC writes 1e-05, which YAML 1.1 calls a string) and
-    refuses a key given twice and aliases, a few lines of which stand for billions of values."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "an alias (*) is not read here", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {_shown(key)} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    # without the merge key <<, which gives a key twice
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# https://yaml.org/spec/1.2.2/#1032-tag-resolution
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$"
-        r"|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _read_mapping(path: str | Path) -> dict[Any, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, wanted the pipeline's parameters") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{path}: over {MAX_CHARACTERS} characters, wanted a few lines")
-    try:
-        # _Loader is a SafeLoader: plain data only
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except Exception as error:  # PyYAML lets pass what its constructors run into: KeyError, ...
-        raise InputError(f"{path}: not valid YAML: {_problem(error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: got {type(values).__name__}, wanted lines of 'key: value'")
-    return values
-
-
-def _problem(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    if mark is None:
-        return " ".join(str(error).split())
-    return f"line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
-
-
-def _typed(where: str, value: object, wanted: Any) -> Any:
-    """value as the wanted type; an integer may stand for a float, nothing else is converted."""
-    if get_origin(wanted) is Literal:
-        if value in get_args(wanted) and isinstance(value, str):
-            return value
-    elif wanted is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            try:
-                number = float(value)
-            except OverflowError:
-                number = math.inf
-            if math.isfinite(number):
-                return number
-    elif type(value) is wanted and (not isinstance(value, str) or value.isprintable()):
-        if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            raise InputError(f"{where}: got {_shown(value)}, wanted at most {MAX_INTEGER:,}")
-        return value
-    raise InputError(f"{where}: got {_shown(value)}, wanted {_type_name(wanted)}")
-
-
-def _type_name(wanted: Any) -> str:
-    if get_origin(wanted) is Literal:
-        return " or ".join(get_args(wanted))
-    names = {
-        int: "an integer",
-        float: "a finite number",
-        bool: "true or false",
-        str: "printable text on one line",
-    }
-    return names[wanted]
-
-
-def _did_you_mean(key: object, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""

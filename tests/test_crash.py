@@ -25,7 +25,8 @@ def test_without_its_resume_state_a_training_says_so_and_the_next_starts_afresh(
 ) -> None:
     project = campaign.copy("vanished")
     mark = campaign.folder / "mark"
-    vanishing = hook(moment="after update", number=15, victim="state", mark=str(mark))
+    last = campaign.counts["after saving a model"]  # nothing later puts it there again
+    vanishing = hook(moment="after saving a model", number=last, victim="state", mark=str(mark))
     said = project.run(*COMMAND, fails=True, env=vanishing)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "has vanished; the same command trains afresh" in line

@@ -242,18 +242,21 @@ def test_a_run_is_reproduced_by_the_commands_it_gives(project: Project, tmp_path
 def test_make_gc_removes_the_files_of_runs_that_were_deleted(project: Project) -> None:
     recipe = re.search(r"^gc:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert recipe is not None
-    project.run("python", "-m", "stages.evaluate")  # again: in a run of its own
-    client = import_mlflow().MlflowClient(f"sqlite:///{project.root}/mlflow.db")
-    (kept, *_, deleted) = runs(project)
-    client.delete_run(deleted.info.run_id)
+    project.run("python", "-m", "stages.train")
+    kept = run_id(project)
+    for _ in range(2):  # the second opens a run of its own
+        project.run("python", "-m", "stages.evaluate")
+    deleted = runs(project)[-1].info.run_id
+    assert deleted != kept
+    import_mlflow().MlflowClient(f"sqlite:///{project.root}/mlflow.db").delete_run(deleted)
     old = project.root / ".resume" / "old"
     old.mkdir(parents=True)
     os.utime(old, (0, 0))
     for line in recipe[1].replace("$(RUN)", "").splitlines():
         project.run("bash", "-c", line.strip("\t@ "))
     place = project.root / "mlruns/simple_llama"
-    assert not [path for path in (place / deleted.info.run_id).rglob("*") if path.is_file()]
-    assert (place / kept.info.run_id / "artifacts/model/model.safetensors").is_file()
+    assert not [path for path in (place / deleted).rglob("*") if path.is_file()]
+    assert (place / kept / "artifacts/model/model.safetensors").is_file()
     assert not old.exists()
     assert model(project), "what the workspace needs is kept"
 

@@ -25,8 +25,8 @@ from simple_llama.data.rows import read_rows
 from simple_llama.data.tokenizer import MAX_ID
 from simple_llama.errors import InputError
 from simple_llama.model.folder import load_model
-from simple_llama.params import MAX_CHARACTERS as MAX_PARAMS_CHARACTERS
 from simple_llama.params import PIPELINE, Params
+from simple_llama.strict_yaml import MAX_CHARACTERS as MAX_PARAMS_CHARACTERS
 from tests.conftest import TEXTS
 from tests.test_examples import params, read, row, rows
 from tests.test_model import damaged, edit_config
