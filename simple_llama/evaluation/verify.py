@@ -30,7 +30,7 @@ from simple_llama.data.prompt import ChatTokenizer, Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import pick_device
+from simple_llama.model.device import describe, pick_device
 from simple_llama.model.folder import check_fits, load_model, save_model
 from simple_llama.model.generation import generate
 from simple_llama.params import VALIDATION_SPLIT, BaseParams, Params, TrainParams
@@ -79,6 +79,19 @@ class Check:
             f"{self.name:<36}  {self.difference:>8.3g} {self.unit:<16}  "
             f"tolerance {self.tolerance:<6g}  {verdict}"
         )
+
+
+def verify() -> None:
+    """Print each check as soon as it is computed. Raises InputError where one fails."""
+    subject = load(Params())
+    print(f"{subject.folder} on {describe(pick_device(subject.params.device), 'fp32')}", flush=True)
+    done = []
+    for result in checks(subject):
+        print(result, flush=True)
+        done.append(result)
+    failed = [result.name for result in done if not result.holds]
+    if failed:
+        raise InputError(f"{len(failed)} of {len(done)} checks failed: {'; '.join(failed)}")
 
 
 @dataclass(frozen=True, kw_only=True)

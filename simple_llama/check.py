@@ -1,0 +1,67 @@
+"""`simple-llama check`: what can be wrong with params.yaml, said before anything heavy runs."""
+
+from pathlib import Path
+
+from simple_llama.errors import InputError
+from simple_llama.params import (
+    BaseParams,
+    EvaluateParams,
+    ExecutionParams,
+    Params,
+    PrepareParams,
+    TokenizeParams,
+    TrainParams,
+)
+
+DEMO = Path("models/demo/base")
+"""Made by a stage of its own, so it may be absent before the first run."""
+DEMO_STAGE = Path("models/demo/dvc.yaml")
+
+
+def check() -> str:
+    """What was found to be right, for a person. Raises InputError where something is wrong."""
+    params = Params()
+    train = params.section(TrainParams)
+    data = params.section(PrepareParams).ft_json_path
+    _check_exists("ft_json_path", data)
+    base = params.section(BaseParams).model_path
+    tokens = params.section(TokenizeParams)
+    demo = Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)
+    if not demo:
+        _check_base(base, tokens)
+    evaluation = params.section(EvaluateParams)
+    if not evaluation.on_validation_split:
+        _check_exists("eval_json_path", evaluation.eval_json_path)
+    lines = [
+        f"params.yaml: {len(params.values)} keys, all valid",
+        f"data: {data}, base model: {base}",
+        f"device: {_device(train)}",
+    ]
+    if not demo and DEMO_STAGE.exists():
+        lines.insert(
+            0,
+            "note: the demo's base model is not used. Without its stage, `dvc checkout`, "
+            "`dvc pull` and `dvc exp apply` do not ask for it: "
+            f"git rm {DEMO_STAGE} {DEMO_STAGE.with_suffix('.lock')}",
+        )
+    return "\n".join(lines)
+
+
+def _check_exists(key: str, path: str) -> None:
+    if not Path(path).exists():
+        raise InputError(f"params.yaml: {key}: {path} does not exist")
+
+
+def _check_base(base: str, params: TokenizeParams) -> None:
+    """The tokenizer has its control tokens and the base model an embedding for each id."""
+    from simple_llama.data.prompt import ChatTokenizer
+    from simple_llama.model.folder import check_fits
+
+    tokenizer = ChatTokenizer.from_file(params.tokenizer_path, system_prompt=params.system_prompt)
+    check_fits(base, tokenizer.vocab_size, params.max_seq_len)
+
+
+def _device(params: ExecutionParams) -> str:
+    from simple_llama.model.device import describe, pick_device  # torch takes seconds to import
+
+    return describe(pick_device(params.device), params.precision)
