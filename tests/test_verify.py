@@ -23,7 +23,7 @@ from simple_llama.data.prompt import ChatTokenizer, Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation import verify
 from simple_llama.evaluation.verify import Check, Subject, checks
-from simple_llama.model import attention, decoder, folder
+from simple_llama.model import attention, decoder, folder, rope
 from simple_llama.model.attention import KVCache
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
@@ -248,11 +248,11 @@ def test_an_evaluation_with_dropout_shows(
 def test_a_cache_that_forgets_positions_shows(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    angles = attention.rotary_angles
+    angles = rope.rotary_angles
     monkeypatch.setattr(
         decoder,
         "rotary_angles",
-        lambda positions, width, theta: angles(positions - positions[:, :1], width, theta),
+        lambda positions, frequencies: angles(positions - positions[:, :1], frequencies),
     )
     assert failed(subject) == {ALL[6], ALL[7]}
 

@@ -156,7 +156,7 @@ def _conversations(val: Tokens) -> Mapping[int, Sequence[Message]]:
 def checks(subject: Subject) -> Iterator[Check]:
     """All checks, each as soon as it is computed. The model must be in eval mode."""
     model, tokenizer, params = subject.model, subject.tokenizer, subject.params
-    prompts = some_prompts(subject.val, model.config.max_position_embeddings)
+    prompts = some_prompts(subject.val, model.config.max_length)
     yield from micro_batching(model, subject.train, tokenizer, params)
     yield padding(model, subject.train, tokenizer, params)
     yield prompt_identity(subject.val, tokenizer, subject.conversations)
@@ -299,7 +299,7 @@ def _evaluate(
         pad_id=tokenizer.pad_id,
         precision="fp32",
     )
-    prompts = some_prompts(tokens, model.config.max_position_embeddings)
+    prompts = some_prompts(tokens, model.config.max_length)
     for temperature in (0.0, 1.0):
         generate(
             model,

@@ -1,6 +1,6 @@
-"""Causal self-attention with rotary positions and grouped keys and values.
+"""Causal self-attention with rotary positions and grouped keys and values, and its cache.
 
-Shapes, here and in decoder.py: B batch, T time, D width, H query heads, G key/value heads,
+Shapes, here and in its neighbours: B batch, T time, D width, H query heads, G key/value heads,
 K head width, S cached positions.
 """
 
@@ -11,29 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simple_llama.model.config import ModelConfig
-
-
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotation at each position, (..., K) float32.
-
-    The halves of a head rotate together, (i, i + K/2), as in Hugging Face's Llama layout
-    (RoPE: https://arxiv.org/abs/2104.09864).
-    """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequencies = theta ** (-exponents / head_dim)
-    angles = positions.float()[..., None] * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, heads, T, K) turned by angles that broadcast to it, in x's own type."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-high, low), dim=-1) * sin.to(x.dtype)
+from simple_llama.model.rope import rotate
 
 
 class KVCache:
-    """Keys and values of the positions computed so far, for all layers.
+    """Keys and values of the positions computed so far, for all layers; of latent attention what
+    they are computed from.
 
     Prompts of one batch are padded on the left, so that all rows end at the same position;
     `padding` (B,) holds how many leading positions of a row are not real.
@@ -41,7 +24,7 @@ class KVCache:
 
     def __init__(self, padding: Tensor, capacity: int) -> None:
         self.keys: list[Tensor] = []  # by layer, (B, G, capacity, K)
-        self.values: list[Tensor] = []
+        self.values: list[Tensor] = []  # and (B, G, capacity, their own width)
         self.padding = padding
         self.capacity = capacity
         self.length = 0
@@ -49,9 +32,8 @@ class KVCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (B, G, T, K) behind the cached ones; return all, (B, G, S, K)."""
         if layer == len(self.keys):
-            shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self.keys.append(k.new_zeros(shape))
-            self.values.append(v.new_zeros(shape))
+            for new, stored in ((k, self.keys), (v, self.values)):
+                stored.append(new.new_zeros(*new.shape[:2], self.capacity, new.shape[3]))
         end = self.length + k.shape[2]
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
@@ -92,7 +74,9 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.o_proj = nn.Linear(
+            config.num_attention_heads * config.head_dim, width, bias=config.output_bias
+        )
 
     def forward(
         self,

@@ -1,11 +1,72 @@
 """The shape of a model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from simple_llama.errors import InputError
 
 MAX_ELEMENTS = 2**40
 """Of a matrix; a size in bytes that no 64 bits hold would be an error of PyTorch."""
+MLA = "simple_llama_mla"
+MODEL_TYPES = ("llama", "mistral", "qwen2", MLA)
+"""Hugging Face's names, and one of our own for what its Llama layout cannot hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Rotary positions divided by a factor (https://arxiv.org/abs/2306.15595)."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Slow rotations divided by a factor, fast ones kept, those between mixed (Llama 3.1)."""
+
+    factor: float
+    low_freq_factor: float
+    """Rotations of fewer turns than this within the original context are slow ..."""
+    high_freq_factor: float
+    """... and those of more turns than this are fast."""
+    original_max_position_embeddings: int
+    """The context of pretraining before it was extended, in tokens."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "factor", "low_freq_factor", "high_freq_factor")
+        _check_sizes(self, "original_max_position_embeddings")
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise InputError(
+                f"low_freq_factor: got {self.low_freq_factor}, "
+                f"wanted less than high_freq_factor ({self.high_freq_factor})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """Widths of multi-head latent attention, under the names of DeepSeek-V2's config
+    (https://arxiv.org/abs/2405.04434)."""
+
+    q_lora_rank: int | None
+    """Width that queries are compressed to; None: they are not."""
+    kv_lora_rank: int
+    """Width of the latent that keys and values are computed from."""
+    qk_nope_head_dim: int
+    """Width of a head's part that knows no position ..."""
+    qk_rope_head_dim: int
+    """... and of the part that is rotated, whose key all heads share."""
+    v_head_dim: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        if self.q_lora_rank is not None:
+            _check_sizes(self, "q_lora_rank")
+        if self.qk_rope_head_dim % 2:
+            raise InputError(
+                f"qk_rope_head_dim: got {self.qk_rope_head_dim}, wanted an even number"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +89,31 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     tie_word_embeddings: bool
     attention_bias: bool
+    """On queries, keys and values; on the output too, but for qwen2."""
     mlp_bias: bool
+    model_type: str = "llama"
+    """One of MODEL_TYPES: what the model is published as."""
+    rope_scaling: LinearScaling | Llama3Scaling | None = None
+    sliding_window: int | None = None
+    """Positions a position sees in pretraining, itself included; None: all before it."""
+    mla: LatentShape | None = None
+    """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
     def __post_init__(self) -> None:
-        sizes = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if self.__dataclass_fields__[name].type is int
-        }
-        for name, size in sizes.items():
-            if type(size) is not int or not 1 <= size < 2**31:
-                raise InputError(f"{name}: got {size!r}, wanted a positive integer")
-        for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < 1e30:
-                raise InputError(f"{name}: got {value!r}, wanted a positive number")
+        _check_sizes(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        )
+        if self.sliding_window is not None:
+            _check_sizes(self, "sliding_window")
+        _check_positive(self, "rms_norm_eps", "rope_theta")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if type(getattr(self, name)) is not bool:
                 raise InputError(f"{name}: got {getattr(self, name)!r}, wanted true or false")
@@ -60,3 +131,48 @@ class ModelConfig:
                 f"hidden_size: got {self.hidden_size}, with a matrix of {longest} rows more than "
                 f"any memory holds"
             )
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """What a model_type cannot express could not be published under it."""
+        biases = {"mistral": (False, False), "qwen2": (True, False), MLA: (True, False)}
+        found = (self.attention_bias, self.mlp_bias)
+        assert self.model_type in MODEL_TYPES
+        assert found == biases.get(self.model_type, found), f"biases of {self.model_type}"
+        assert (self.model_type == MLA) == (self.mla is not None)
+        assert self.mla is None or self.num_key_value_heads == self.num_attention_heads
+        assert self.mla is None or self.head_dim == (
+            self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
+        )
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether attention's output projection has a bias."""
+        return self.attention_bias and self.model_type != "qwen2"
+
+    @property
+    def rotary_dim(self) -> int:
+        """Width of the part of a head that is rotated."""
+        return self.mla.qk_rope_head_dim if self.mla else self.head_dim
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence that generation makes, in tokens: within what pretraining saw, and
+        where a sliding window hides nothing yet."""
+        return min(
+            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
+        )
+
+
+def _check_sizes(config: Any, *names: str) -> None:
+    for name in names:
+        size = getattr(config, name)
+        if type(size) is not int or not 1 <= size < 2**31:
+            raise InputError(f"{name}: got {size!r}, wanted a positive integer")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 < value < 1e30:
+            raise InputError(f"{name}: got {value!r}, wanted a positive number")

@@ -8,20 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simple_llama.model.attention import Attention, KVCache, rotary_angles
+from simple_llama.model.attention import Attention, KVCache
 from simple_llama.model.config import ModelConfig
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight (https://arxiv.org/abs/1910.07467)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+from simple_llama.model.mla import LatentAttention
+from simple_llama.model.rope import rotary_angles, rotary_frequencies
 
 
 class MLP(nn.Module):
@@ -44,9 +34,10 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, *, dropout: float, fused: bool) -> None:
         super().__init__()
         self.dropout = dropout
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, fused=fused)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        attention = LatentAttention if config.mla else Attention
+        self.self_attn = attention(config, layer, fused=fused)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(
@@ -70,6 +61,8 @@ class Decoder(nn.Module):
     generation at the last one.
     """
 
+    frequencies: Tensor
+
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
         super().__init__()
         self.config = config
@@ -80,7 +73,8 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer, dropout=dropout, fused=fused)
             for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -93,8 +87,8 @@ class Decoder(nn.Module):
         if cache is not None:
             positions = (positions + cache.length - cache.padding[:, None]).clamp_min(0)  # (B, T)
             mask = cache.mask(T)
-        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, K)
+        cos, sin = rotary_angles(positions, self.frequencies)
+        rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, R)
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, rotary, cache, mask)

@@ -57,7 +57,8 @@ def load_model(
 
 
 def _take_memory(model: Decoder, device: torch.device | str) -> None:
-    """Put memory in the place of weightless parameters; what was tied stays tied.
+    """Put memory in the place of weightless parameters, and the one buffer on the device; what was
+    tied stays tied.
 
     nn.Module.to_empty would do it but imports half of PyTorch's compiler for it: 1.2 seconds.
     """
@@ -68,6 +69,7 @@ def _take_memory(model: Decoder, device: torch.device | str) -> None:
                 empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 real[parameter] = nn.Parameter(empty)
             setattr(module, name, real[parameter])
+    model.frequencies = model.frequencies.to(device)
 
 
 def _check_layers(folder: Path, files: list[Path], config: ModelConfig) -> None:

@@ -31,7 +31,7 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ends = model.config.max_position_embeddings
+    ends = model.config.max_length
     limits = [min(max_new_tokens, max(0, ends - len(prompt))) for prompt in prompts]
     steps = max(limits)
     cache = KVCache(padding, longest + steps)

@@ -1,0 +1,55 @@
+"""Rotary positions: how fast each pair of a head turns, and the turning.
+
+Shapes as in attention.py; R is the rotated width of a head.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from simple_llama.model.config import LinearScaling, Llama3Scaling, ModelConfig
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Radians per position of each pair of a head, (R/2,) float32, slowed down by rope_scaling.
+
+    On the CPU, whatever the default device: they are data, not weights to be filled in later.
+    """
+    exponents = torch.arange(0, config.rotary_dim, 2, device="cpu").float() / config.rotary_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    match config.rope_scaling:
+        case LinearScaling(factor=factor):
+            return frequencies / factor
+        case Llama3Scaling() as scaling:
+            return _llama3(frequencies, scaling)
+    return frequencies
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """By the turns that a pair makes within the original context:
+
+    0 ... low_freq_factor ... high_freq_factor ...
+    1/factor |  interpolated  | unchanged
+    """
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = frequencies * scaling.original_max_position_embeddings / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotation at each position, (..., R) float32.
+
+    The halves of a head rotate together, (i, i + R/2), as in Hugging Face's Llama layout
+    (RoPE: https://arxiv.org/abs/2104.09864).
+    """
+    angles = positions.float()[..., None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, heads, T, R) turned by angles that broadcast to it, in x's own type."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-high, low), dim=-1) * sin.to(x.dtype)
