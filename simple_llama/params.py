@@ -125,6 +125,8 @@ class TrainParams(ExecutionParams):
     model_gen_multiplier: float
     dynamic_padding: bool
     enable_compilation: bool
+    activation_checkpointing: Literal["none", "blocks"]
+    """What the backward pass computes again to save memory."""
 
     @property
     def step_examples(self) -> int:

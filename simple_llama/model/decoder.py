@@ -7,6 +7,7 @@ Shapes: B batch, T time, D width, V vocabulary; see attention.py for the heads.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from simple_llama.model.attention import Attention, KVCache
 from simple_llama.model.config import ModelConfig
@@ -66,6 +67,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.recompute_blocks = False
+        """Keep only what enters each block for the backward pass, and compute it again there."""
         # given a weight it draws none, which on the meta device imports PyTorch's compiler: seconds
         drawn = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=drawn)
@@ -91,7 +94,11 @@ class Decoder(nn.Module):
         rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, R)
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x = layer(x, rotary, cache, mask)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                # with the random state of the first time, so dropout is the same
+                x = checkpoint(layer, x, rotary, cache, mask, use_reentrant=False)
+            else:
+                x = layer(x, rotary, cache, mask)
         if cache is not None:
             cache.length += T
         return self.norm(x)  # type: ignore[no-any-return]

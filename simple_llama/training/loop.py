@@ -81,6 +81,7 @@ class Trainer:
         self.plan = plan_training(len(data.train), params)
         self.model, self.data, self.params, self.observer = model, data, params, observer
         self.device = next(model.parameters()).device
+        model.recompute_blocks = params.activation_checkpointing == "blocks"
         self.optimizer = adamw(model, params)
         first = params.eval_interval or self.plan.steps_per_epoch
         self.progress = Progress(
