@@ -34,6 +34,10 @@ class PrepareParams:
 
     ft_json_path: str
     """A file or a folder of conversations."""
+    data_format: Literal[
+        "auto", "simple_llama", "alpaca", "sharegpt", "messages", "prompt_completion"
+    ]
+    """Of its rows; auto: told file by file."""
     train_split: float
     """Share of distinct first prompts on the training side."""
     max_rejected: float

@@ -5,7 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from simple_llama.data.examples import prepare
+from simple_llama.data.mixture import NAME as MIXTURE
+from simple_llama.data.preparation import prepare
 from simple_llama.errors import one_line_errors
 from simple_llama.files import write_json
 from simple_llama.params import Params, PrepareParams
@@ -23,10 +24,16 @@ def main() -> None:
 
 def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     """What a user looks at: the counts, and why rows were rejected."""
-    lines = [f"{params.ft_json_path}: {report['examples']:,} examples"]
+    formats = ", ".join(
+        f"{name} ({files:,} files)" if files > 1 else name
+        for name, files in report["files_by_format"].items()
+    )
+    lines = [f"{params.ft_json_path}: {report['examples']:,} examples, {formats}"]
     rows = {name: report[name] for name in ("train", "val", "duplicates", "rejected")}
     rows |= {f"  {reason}": times for reason, times in report["rejected_by_reason"].items()}
-    lines += [f"  {name:<24}{number:>12,}" for name, number in rows.items()]
+    by_weight = {"left out": report["left_out"], "repeated": report["repeated"]}
+    rows |= {f"{what} by {MIXTURE}": times for what, times in by_weight.items() if times}
+    lines += [f"  {name:<26}{number:>12,}" for name, number in rows.items()]
     like = report["val_prompts_like_train"]
     lines.append(
         f"  {like:.1%} of val prompts, at most, are train prompts with other digits or names"

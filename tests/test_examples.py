@@ -1,5 +1,6 @@
 """Rows → train and val: nothing lost, nothing on both sides, nothing half-written."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from simple_llama.data.examples import normalised, pattern, prepare, read_examples
+from simple_llama.data.examples import read_examples
+from simple_llama.data.normalisation import normalised, pattern
+from simple_llama.data.preparation import prepare
 from simple_llama.errors import InputError
 from simple_llama.params import PrepareParams
 
@@ -18,6 +21,7 @@ SYSTEM = "You are a helpful assistant."
 def params(path: Path, **changes: Any) -> PrepareParams:
     values: dict[str, Any] = {
         "ft_json_path": str(path),
+        "data_format": "auto",
         "train_split": 0.8,
         "max_rejected": 1.0,
         "system_prompt": SYSTEM,
@@ -179,7 +183,7 @@ def test_an_unreadable_file_leaves_the_last_result_alone(tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def check_any_bytes(folder: Path, data: bytes) -> int | None:
+def check_any_bytes(folder: Path, data: bytes, **changes: Any) -> int | None:
     """A valid split with kept + rejected + duplicates = examples, or one clear line.
 
     The number of examples, or None.
@@ -187,7 +191,7 @@ def check_any_bytes(folder: Path, data: bytes) -> int | None:
     path = folder / "any.json"
     path.write_bytes(data)
     try:
-        report = prepare(params(path, train_split=0.5), folder / "out")
+        report = prepare(params(path, train_split=0.5, **changes), folder / "out")
     except InputError as error:
         assert str(error) and "\n" not in str(error)
         return None
@@ -204,9 +208,10 @@ def check_any_bytes(folder: Path, data: bytes) -> int | None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=200))
-@example(b"[" + b"{}," * 3 + b"{}]")
-def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+@given(st.binary(max_size=200), st.booleans())
+@example(b"[" + b"{}," * 3 + b"{}]", False)
+def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, packed: bool) -> None:
+    data = gzip.compress(data) if packed else data
     check_any_bytes(tmp_path_factory.getbasetemp(), data)
 
 
@@ -216,31 +221,70 @@ ANY = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-NEARLY = st.fixed_dictionaries(
-    {},
-    optional={
+ROLE = st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", "function_call"])
+PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]), "text": TEXT}) | ANY
+CONTENT = TEXT | st.lists(PART, max_size=2) | ANY
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": ROLE, "content": CONTENT}, optional={"tool_calls": ANY})
+    | st.fixed_dictionaries({"from": ROLE | ANY, "value": CONTENT}),
+    max_size=5,
+)
+ROWS_OF = {
+    "simple_llama": {
         "Template": ANY | TEXT,
         "User": ANY | TEXT | st.lists(TEXT, max_size=3),
         "Assistant": ANY | TEXT | st.lists(TEXT, max_size=3),
         "Category": ANY | TEXT,
-        "messages": ANY
-        | st.lists(
-            st.fixed_dictionaries(
-                {"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXT | ANY}
-            ),
-            max_size=5,
-        ),
     },
-)
+    "alpaca": {
+        "instruction": TEXT | ANY,
+        "input": TEXT | ANY,
+        "output": TEXT | ANY,
+        "history": ANY | st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=2),
+        "images": ANY,
+    },
+    "sharegpt": {"conversations": TURNS | ANY, "system": TEXT | ANY, "tools": ANY},
+    "messages": {"messages": TURNS | ANY, "category": TEXT | ANY},
+    "prompt_completion": {"prompt": TEXT | TURNS | ANY, "completion": TEXT | TURNS | ANY},
+}
+"""Nearly right rows of each format."""
+FIRST = {
+    "simple_llama": lambda i: row(f"question {i}"),
+    "alpaca": lambda i: {"instruction": f"question {i}", "output": "yes"},
+    "sharegpt": lambda i: {
+        "conversations": [
+            {"from": "human", "value": f"question {i}"},
+            {"from": "gpt", "value": "y"},
+        ]
+    },
+    "messages": lambda i: {
+        "messages": [
+            {"role": "user", "content": f"question {i}"},
+            {"role": "assistant", "content": "y"},
+        ]
+    },
+    "prompt_completion": lambda i: {"prompt": f"question {i}", "completion": "y"},
+}
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(NEARLY | ANY, max_size=8), st.booleans())
-def test_any_rows(tmp_path_factory: pytest.TempPathFactory, raw: list[Any], as_lines: bool) -> None:
-    # these stand on both sides, and a first line that is a list would open an array
-    raw = [*rows(8), *raw]
+@pytest.mark.parametrize("name", ROWS_OF)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), as_lines=st.booleans(), named=st.booleans())
+def test_any_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    data: st.DataObject,
+    as_lines: bool,
+    named: bool,
+) -> None:
+    nearly = st.fixed_dictionaries({}, optional=ROWS_OF[name])
+    # the first stand on both sides, and a first line that is a list would open an array
+    raw = [*map(FIRST[name], range(8)), *data.draw(st.lists(nearly | ANY, max_size=8))]
     text = "\n".join(map(json.dumps, raw)) if as_lines else json.dumps(raw)
-    assert check_any_bytes(tmp_path_factory.getbasetemp(), text.encode()) == len(raw)
+    number = check_any_bytes(
+        tmp_path_factory.getbasetemp(), text.encode(), data_format=name if named else "auto"
+    )
+    assert number == len(raw)
 
 
 def test_a_conversation_of_ten_thousand_turns(tmp_path: Path) -> None:
@@ -263,5 +307,7 @@ def test_prepared_files_are_read_back(tmp_path: Path) -> None:
     first = next(read_examples(tmp_path / "train.jsonl"))
     assert first.id.startswith("raw.json[") and first.messages[0]["content"] == SYSTEM
     (tmp_path / "train.jsonl").write_text('{"messages": []}\n')
-    with pytest.raises(InputError, match=r"train.jsonl\[0\]: 'messages' holds no user turn"):
+    with pytest.raises(
+        InputError, match=r"train.jsonl\[0\]: the list of messages holds no user turn"
+    ):
         list(read_examples(tmp_path / "train.jsonl"))

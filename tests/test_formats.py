@@ -1,180 +1,22 @@
-"""Files of any bytes → rows: what is read, what is refused in one line."""
+"""Rows of every format → conversations, or the precise reason why not."""
 
-import json
-import os
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from simple_llama.data import rows
-from simple_llama.data.formats import to_conversation
-from simple_llama.data.rows import RowError, read_rows
-from simple_llama.errors import InputError
+from simple_llama.data.formats import FORMATS, Conversation, ConversationReader
+from simple_llama.data.rows import RepeatedKey, Row, RowError
+from simple_llama.params import PrepareParams
 
 ROW = {"Template": ["CUSTOM"], "User": ["q1", "q2"], "Assistant": ["a1", "a2"]}
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=8,
-)
 
 
-def write(folder: Path, data: bytes | str, name: str = "file.json") -> Path:
-    path = folder / name
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
+def row(value: Any, file: str = "x.json") -> Row:
+    return Row(f"{file}[0]", file, value, "")
 
 
-def values(path: Path) -> list[Any]:
-    return [row.value for row in read_rows(path)]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(JSON, min_size=1), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40))
-def test_an_array_read_in_chunks_of_any_size_gives_what_json_gives(
-    tmp_path_factory: pytest.TempPathFactory,
-    elements: list[Any],
-    indent: int | None,
-    ascii_only: bool,
-    chunk: int,
-) -> None:
-    text = json.dumps(elements, indent=indent, ensure_ascii=ascii_only)
-    path = write(tmp_path_factory.getbasetemp(), text, "chunks.json")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "CHUNK_BYTES", chunk)
-        read = list(read_rows(path))
-    assert [row.value for row in read] == elements
-    assert [row.id for row in read] == [f"chunks.json[{i}]" for i in range(len(elements))]
-    assert [json.loads(row.text) for row in read] == elements
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(JSON, min_size=1), st.data())
-def test_an_array_cut_off_anywhere_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, elements: list[Any], data: st.DataObject
-) -> None:
-    text = json.dumps(elements)
-    cut = data.draw(st.integers(1, len(text) - 1))
-    path = write(tmp_path_factory.getbasetemp(), text[:cut], "cut.json")
-    with pytest.raises(InputError, match=r"^[^\n]*$"):
-        list(read_rows(path))
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "an empty file"),
-        (b" \n\t\r\n", "an empty file"),
-        (b"[]", "an empty array"),
-        (b"\xef\xbb\xbf[{}]", "byte order mark; remove it with: sed"),
-        ("[{}]".encode("utf-16"), "UTF-16"),
-        ("[{}]".encode("utf-16-le"), "UTF-16"),
-        (b"PK\x03\x04\x00\x00", "UTF-16 or binary"),
-        (b'[{"a": "caf\xe9"}]', r"not UTF-8 text \(byte 11\)"),
-        (b'{"a": 1}\n{"a": "caf\xe9"}\n', r"not UTF-8 text \(byte 19\)"),
-        (b"id,question\n1,what?\n", r"neither a JSON array nor JSONL.*line 1: not JSON"),
-        (b'{\n  "data": [\n    1\n  ]\n}\n', "neither a JSON array nor JSONL"),
-        (b"17", "neither a JSON array nor JSONL"),
-        (b'[{"a": 1}', "ends within the array, after file.json\\[0\\]: a truncated file?"),
-        (b'[{"a": 1}, {"a"', r"line 1: file.json\[1\]: .*a truncated file\?"),
-        (b'[{"a": 1}, {"a": "b', r"Unterminated string.*a truncated file\?"),
-        (b'[{"a": 1},\n {"a": oops}, 3]' + b" " * 50, r"line 2: file.json\[1\]: Expecting value$"),
-        (b'[{"a": 1},\n]', r"line 2: file.json\[1\]: Expecting value$"),
-        (b'[{"a": 1} {"a": 2}]', "wanted ',' or ']'"),
-        (b'[{"a": 1}]\n[{"a": 2}]', "line 2: text after the array's closing"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'[{"a":' * 100_000, "nested too deeply"),
-    ],
-)
-def test_a_file_that_is_no_conversations_is_refused_in_one_line(
-    tmp_path: Path, data: bytes, message: str
-) -> None:
-    with pytest.raises(InputError, match=message) as error:
-        list(read_rows(write(tmp_path, data)))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
-
-
-def test_an_invalid_element_is_reported_before_the_rest_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path, b"[{} {}," + b"{}," * 10**6 + b"{}]")
-    with open(path, "rb") as file:
-        with pytest.raises(InputError, match="wanted"):
-            list(rows._array_rows(path, "x", file))
-        assert file.tell() <= rows.CHUNK_BYTES
-
-
-def test_an_element_without_end_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW", 10_000)
-    monkeypatch.setattr(rows, "CHUNK_BYTES", 100)
-    path = write(tmp_path, b'["' + b"x" * 10**6)
-    with open(path, "rb") as file:
-        with pytest.raises(InputError, match="no end within 10000 characters"):
-            list(rows._array_rows(path, "x", file))
-        assert file.tell() < 50_000
-
-
-def test_a_line_without_end_is_rejected_and_the_next_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW", 2000)
-    path = write(tmp_path, json.dumps({"User": "x" * 5000}) + "\n{}\n")
-    first, second = read_rows(path)
-    assert isinstance(first.value, RowError) and first.value.reason == "too long"
-    assert len(first.text) == rows.SHOWN_OF_LONG_ROW and second.value == {}
-
-
-def test_jsonl_keeps_line_numbers_and_rejects_single_lines(tmp_path: Path) -> None:
-    # U+2028 and a lone \r end no line
-    data = '{"a": 1}\r\n\nnot json\n{"a": "\u2028\\r"}\n' + "[" * 100_000 + "\n{}"
-    read = list(read_rows(write(tmp_path, data, "x.jsonl")))
-    assert [row.id for row in read] == [f"x.jsonl[{i}]" for i in (0, 2, 3, 4, 5)]
-    assert read[0].value == {"a": 1} and read[2].value == {"a": "\u2028\r"}
-    assert [str(read[i].value) for i in (1, 3)] == [
-        "not JSON: Expecting value (character 0)",
-        "nested too deeply",
-    ]
-
-
-def test_a_folder_is_read_in_sorted_order(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("b.json", "a.jsonl", "sub/c.json", "notes.txt", ".hidden.json"):
-        write(tmp_path, json.dumps({"from": name}), name)
-    assert [row.id for row in read_rows(tmp_path)] == ["a.jsonl[0]", "b.json[0]", "sub/c.json[0]"]
-
-
-def test_paths_that_are_no_conversations(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file or folder"):
-        list(read_rows(tmp_path / "missing.json"))
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with pytest.raises(InputError, match=r"no \*.json or \*.jsonl"):
-        list(read_rows(folder))
-    os.mkfifo(folder / "pipe.json")
-    with pytest.raises(InputError, match="neither a file nor a folder"):
-        list(read_rows(folder / "pipe.json"))
-    with pytest.raises(InputError, match="not a file"):
-        list(read_rows(folder))
-    (folder / "pipe.json").unlink()
-    (folder / "link.json").symlink_to(write(tmp_path, "[{}]"))
-    with pytest.raises(InputError, match="leads out of"):
-        list(read_rows(folder))
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ('{"a": NaN, "b": -Infinity, "c": 1e999}', 3),
-        ('{"a": ' + "9" * 5000 + "}", 1),
-        ('{"a": "\\ud800", "b": "\\u0000"}', 2),
-    ],
-)
-def test_odd_values_are_read_without_an_error(tmp_path: Path, text: str, value: int) -> None:
-    [row] = read_rows(write(tmp_path, f"[{text}]"))
-    assert len(row.value) == value and row.text == text
+def to_conversation(value: Any, data_format: str = "auto") -> Conversation:
+    return ConversationReader(data_format)(row(value))
 
 
 def test_simple_llama_rows() -> None:
@@ -208,8 +50,8 @@ def test_messages_rows() -> None:
     [
         ([1], "the row is a list, wanted an object"),
         (None, "the row is null, wanted an object"),
-        ({}, "keys none, wanted 'User'"),
-        ({"question": "q"}, "keys 'question', wanted 'User'"),
+        ({}, "keys none, wanted 'messages' or"),
+        ({"question": "q"}, "keys 'question', wanted 'messages' or"),
         ({"User": ["q1", "q2"], "Assistant": ["a"]}, "'User' has 2 turns, 'Assistant' 1"),
         ({"User": ["q"]}, "no 'Assistant'"),
         ({"User": [], "Assistant": []}, "'User' and 'Assistant' are empty"),
@@ -218,7 +60,7 @@ def test_messages_rows() -> None:
         ({**ROW, "Template": ["a", "b"]}, "'Template' has 2 system prompts, wanted 1"),
         ({**ROW, "Category": 7}, "'Category' is a number, wanted text"),
         ({"messages": "hi"}, "'messages' is text, wanted a list"),
-        ({"messages": []}, "'messages' holds no user turn"),
+        ({"messages": []}, "the list of messages holds no user turn"),
         ({"messages": ["hi"]}, "messages[0] is text, wanted an object"),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -240,7 +82,189 @@ def test_a_row_of_the_wrong_shape_says_precisely_why(value: Any, message: str) -
     assert message in str(error.value) and error.value.reason
 
 
-def test_a_repeated_key_rejects_the_row(tmp_path: Path) -> None:
-    path = write(tmp_path, '[{"User": "q", "User": "r", "Assistant": "a"}]')
+def test_a_repeated_key_rejects_the_row() -> None:
     with pytest.raises(RowError, match="key 'User' stands twice"):
-        to_conversation(values(path)[0])
+        to_conversation(RepeatedKey("User"))
+
+
+def texts(conversation: Conversation) -> list[str]:
+    roles = ("user", "assistant")
+    assert [turn["role"] for turn in conversation.turns] == [
+        roles[index % 2] for index in range(len(conversation.turns))
+    ]
+    return [turn["content"] for turn in conversation.turns]
+
+
+def said(*pairs: tuple[str, Any], author: str = "role", text: str = "content") -> list[Any]:
+    return [{author: name, text: content} for name, content in pairs]
+
+
+def test_alpaca_rows() -> None:
+    plain = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    assert texts(to_conversation(plain)) == ["Add.\n1 2", "3"]
+    without = to_conversation({"instruction": "Hi", "input": "", "output": "Hello", "history": []})
+    assert texts(without) == ["Hi", "Hello"] and without.system is None
+    history = [["q1", "a1"], ["q2", "a2"]]
+    more = {**plain, "input": None, "system": "s", "history": history, "category": "sums"}
+    conversation = to_conversation(more)
+    assert texts(conversation) == ["q1", "a1", "q2", "a2", "Add.", "3"]
+    assert (conversation.system, conversation.category) == ("s", "sums")
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant"),
+    [("human", "gpt"), ("user", "assistant"), ("Human", "ChatGPT"), ("user", "bing")],
+)
+@pytest.mark.parametrize(("author", "text"), [("from", "value"), ("role", "content")])
+def test_sharegpt_rows(user: str, assistant: str, author: str, text: str) -> None:
+    pairs = [(user, "q1"), (assistant, "a1"), (user, "q2"), (assistant, "a2")]
+    turns = said(*pairs, author=author, text=text)
+    conversation = to_conversation({"id": "x_0", "conversations": turns})
+    assert texts(conversation) == ["q1", "a1", "q2", "a2"] and conversation.system is None
+    system = said(("system", "s"), author=author, text=text)
+    assert to_conversation({"conversations": system + turns}).system == "s"
+    assert to_conversation({"conversations": turns, "system": "t", "tools": "[]"}).system == "t"
+    # as in LLaMA-Factory, the message wins
+    both = {"conversations": system + turns, "system": "t"}
+    assert to_conversation(both).system == "s"
+
+
+def test_content_in_parts_is_put_together_without_a_gap() -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]
+    turns = said(("developer", "s"), ("user", parts), ("assistant", [parts[1]]))
+    conversation = to_conversation({"messages": turns, "tools": None})
+    assert texts(conversation) == ["What is this?", "this?"] and conversation.system == "s"
+
+
+def test_prompt_completion_rows() -> None:
+    plain = to_conversation({"prompt": "The sky is", "completion": " blue.", "system": "s"})
+    assert texts(plain) == ["The sky is", " blue."] and plain.system == "s"
+    prompt = said(("system", "t"), ("user", "q1"), ("assistant", "a1"), ("user", "q2"))
+    listed = to_conversation({"prompt": prompt, "completion": said(("assistant", "a2"))})
+    assert texts(listed) == ["q1", "a1", "q2", "a2"] and listed.system == "t"
+
+
+CHAT = said(("user", "q"), ("assistant", "a"))
+CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+IMAGE = {"type": "image_url", "image_url": {"url": "https://x"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "detail"),
+    [
+        ({"messages": CHAT, "tools": [{"type": "function"}]}, "tool calls", "the row: 'tools'"),
+        (
+            {
+                "messages": [
+                    CHAT[0],
+                    {"role": "assistant", "content": None, "tool_calls": CALL},
+                    {"role": "tool", "content": "3", "tool_call_id": "1"},
+                    CHAT[1],
+                ]
+            },
+            "tool calls",
+            "messages[1]: 'tool_calls'; only text is trained",
+        ),
+        ({"messages": said(("function", "3"))}, "tool calls", "messages[0]: role 'function'"),
+        (
+            {"conversations": said(("human", "q"), ("function_call", "{}"), author="from")},
+            "tool calls",
+            "conversations[1]: role 'function_call'",
+        ),
+        (
+            {"conversations": said(("observation", "3"), author="from", text="value")},
+            "tool calls",
+            "role 'observation'",
+        ),
+        ({"conversations": CHAT, "tools": '[{"name": "f"}]'}, "tool calls", "'tools'"),
+        (
+            {"messages": said(("user", [IMAGE]), ("assistant", "a"))},
+            "images or other media",
+            "messages[0]: content[0]: 'image_url'; only text is trained",
+        ),
+        ({"conversations": CHAT, "image": "1.jpg"}, "images or other media", "'image'"),
+        (
+            {"instruction": "q", "output": "a", "images": ["1.jpg"]},
+            "images or other media",
+            "the row: 'images'",
+        ),
+        ({"messages": said(("user", ["q"]))}, "not an object", "messages[0]: content[0] is text"),
+        (
+            {"messages": said(("user", [{"type": "refusal", "refusal": "r"}]))},
+            "wrong type",
+            "a part of type 'refusal', wanted text",
+        ),
+        ({"messages": said(("narrator", "x"))}, "unknown role", "messages[0]: role 'narrator'"),
+        ({"messages": [{"content": "x"}]}, "unknown role", "messages[0]: role null"),
+        (
+            {"messages": [CHAT[0], {**CHAT[1], "weight": 0}]},
+            "message weight",
+            "messages[1]: a message's own 'weight'",
+        ),
+        (
+            {"conversations": said(("gpt", "a"), ("human", "q"), author="from", text="value")},
+            "wrong order of roles",
+            "conversations[0]: role 'assistant', wanted 'user'",
+        ),
+        ({"messages": [CHAT[0], *CHAT]}, "wrong order of roles", "messages[1]: role 'user'"),
+        ({"messages": [*CHAT, *said(("system", "s"))]}, "wrong order of roles", "role 'system'"),
+        ({"instruction": "q"}, "wrong shape", "no 'output'"),
+        ({"instruction": ["q"], "output": "a"}, "wrong type", "'instruction' is a list"),
+        (
+            {"instruction": "q", "output": "a", "history": [["q1"]]},
+            "wrong type",
+            "'history'[0] is a list, wanted a pair of texts",
+        ),
+        ({"instruction": "q", "output": "a", "history": {}}, "wrong type", "is an object"),
+        ({"instruction": "q", "output": "a", "input": 3}, "wrong type", "'input' is a number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "wrong shape", "no 'completion'"),
+        ({"prompt": "q", "completion": CHAT}, "wrong type", "'completion' is a list"),
+        ({"prompt": CHAT, "completion": "a"}, "wrong type", "'completion' is text, wanted a list"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_on_says_so(value: Any, reason: str, detail: str) -> None:
+    with pytest.raises(RowError) as error:
+        to_conversation(value)
+    assert error.value.reason == reason and detail in str(error.value)
+
+
+ALPACA = {"instruction": "q", "output": "a"}
+
+
+def test_the_first_known_row_decides_for_its_file() -> None:
+    read = ConversationReader()
+    with pytest.raises(RowError) as unknown:
+        read(row({"text": "a book"}))
+    assert unknown.value.reason == "unknown format"
+    assert texts(read(row(ALPACA))) == ["q", "a"]
+    with pytest.raises(RowError) as another:
+        read(row({"messages": CHAT}))
+    assert another.value.reason == "another format"
+    assert str(another.value) == (
+        "keys 'messages', wanted 'instruction' and 'output': the file's first rows are alpaca"
+    )
+    # a row of the file's format may hold more
+    assert texts(read(row({**ALPACA, "messages": "more"}))) == ["q", "a"]
+    assert texts(read(row({"messages": CHAT}, file="y.json"))) == ["q", "a"]
+    assert read.found == {"x.json": "alpaca", "y.json": "messages"}
+
+
+def test_a_faulty_row_decides_too() -> None:
+    read = ConversationReader()
+    with pytest.raises(RowError, match="no 'output'"):
+        read(row({"instruction": "q"}))
+    with pytest.raises(RowError, match="first rows are alpaca"):
+        read(row({"messages": CHAT}))
+
+
+def test_a_named_format_is_the_only_one() -> None:
+    many = {"messages": CHAT, "prompt": "p", "completion": "c"}
+    assert texts(to_conversation(many)) == ["q", "a"]
+    assert texts(to_conversation(many, "prompt_completion")) == ["p", "c"]
+    with pytest.raises(RowError, match="wanted 'conversations': data_format says sharegpt"):
+        to_conversation(many, "sharegpt")
+
+
+def test_the_param_names_every_format() -> None:
+    named = get_args(PrepareParams.__dataclass_fields__["data_format"].type)
+    assert set(named) == {"auto", *FORMATS}

@@ -1,5 +1,6 @@
 """Input that nobody means well with: a result or one line, in bounded memory, and no code run."""
 
+import gzip
 import json
 import os
 import pickle
@@ -19,7 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from simple_llama.data import rows as rows_module
-from simple_llama.data.examples import MAX_CHARACTERS, MAX_RUN, normalised, prepare
+from simple_llama.data.examples import MAX_CHARACTERS
+from simple_llama.data.normalisation import MAX_RUN, normalised
+from simple_llama.data.preparation import prepare
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.rows import read_rows
 from simple_llama.data.tokenizer import MAX_ID
@@ -111,7 +114,7 @@ def prepared_bytes(folder: Path, data: bytes) -> tuple[int, int, int] | str:
         (GOOD_LINES + '{"User": "café"}'.encode("latin-1"), "not UTF-8"),
         (in_array('{"User": "é"}').replace(b"\xc3\xa9", b"\xe9"), "not UTF-8"),
         (b"\x80\x04\x95" + b"\x00" * 100, "UTF-16 or binary"),
-        (b"\x1f\x8b\x08" + b"\xff" * 100, "not UTF-8"),
+        (b"\x1f\x8b\x08" + b"\xff" * 100, "damaged gzip data"),
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
 )
@@ -267,7 +270,12 @@ def edits(fragments: list[bytes]) -> st.SearchStrategy[list[tuple[int, int, byte
 
 
 @FUZZ
-@given(edits(FRAGMENTS), st.sampled_from([GOOD_LINES, json.dumps(GOOD, indent=1).encode()]))
+@given(
+    edits(FRAGMENTS),
+    st.sampled_from(
+        [GOOD_LINES, json.dumps(GOOD, indent=1).encode(), gzip.compress(GOOD_LINES, mtime=0)]
+    ),
+)
 def test_damaged_conversations(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int, bytes]], data: bytes
 ) -> None:
@@ -331,6 +339,10 @@ GIANTS: dict[str, tuple[Callable[[], bytes], int | str]] = {
     "a row of 100 MB": (lambda: b'{"User": "q", "Assistant": "%s"}' % (b"x" * 100 * MIB), 8),
     "garbage of 100 MB": (lambda: b"\x7f" * 100 * MIB, 8),
     "an element of 100 MB": (lambda: b"[" + b'"' + b"x" * 100 * MIB + b'"]', "no end within"),
+    "a gzip bomb": (
+        lambda: gzip.compress(b'["' + b"x" * 200 * MIB, 1),
+        "unpacks to over 200 times its size",
+    ),
     "a small row that parses to a big one": (lambda: b"[" + b'{"":0},' * 3 * MIB + b"0]", 8),
     "combining marks, longest first": (
         lambda: json.dumps(row("q", "a" + "\u0301\u0316" * (2 * MIB - 200))).encode(),

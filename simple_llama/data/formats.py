@@ -1,17 +1,46 @@
 """Rows → conversations: one function a format.
 
-Here only the shape is looked at; what the texts must be stands in examples.py.
+Here only the shape is looked at; what the texts must be stands in examples.py. The formats are
+those of the field, as LLaMA-Factory, TRL, axolotl and torchtune read them:
+https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md
+https://huggingface.co/docs/trl/dataset_formats
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simple_llama.data.rows import RepeatedKey, RowError
+from simple_llama.data.rows import RepeatedKey, Row, RowError
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+}
+"""What a message's author is called in the wild, in small letters → its role."""
+TOOL_ROLES = {
+    *("tool", "tools", "tool_call", "tool_response", "ipython", "observation"),
+    *("function", "function_call", "function-call", "function_response", "function-response"),
+}
+UNTRAINABLE = {
+    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tool calls"),
+    **dict.fromkeys(
+        ("image", "images", "video", "videos", "audio", "audios"), "images or other media"
+    ),
+}
+"""Key of a row or a message → why it cannot be trained on where the key has a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +53,35 @@ class Conversation:
     category: str | None
 
 
-def to_conversation(value: Any) -> Conversation:
-    """A raw row of any known format. Raises RowError."""
-    if isinstance(value, RowError):
-        raise value
-    _check_object(value, "the row")
-    for key, convert in FORMATS.items():
-        if key in value:
-            return convert(value)
-    keys = ", ".join(_shown(key) for key in list(value)[:6])
-    raise RowError(
-        "unknown format", f"keys {keys or 'none'}, wanted 'User' and 'Assistant', or 'messages'"
-    )
+class ConversationReader:
+    """Rows of one or several files → conversations.
+
+    With `auto` a file's format is that of its first row that has a key of a known one; a later
+    row of another format is refused.
+    """
+
+    def __init__(self, data_format: str = "auto") -> None:
+        self.found: dict[str, str] = {}
+        """File → its format."""
+        self._given = None if data_format == "auto" else data_format
+
+    def __call__(self, row: Row) -> Conversation:
+        """Raises RowError."""
+        value = row.value
+        if isinstance(value, RowError):
+            raise value
+        _check_object(value, "the row")
+        key = next((key for key in FORMAT_OF_KEY if key in value), None)
+        name = self._given or self.found.get(row.file) or FORMAT_OF_KEY.get(key or "")
+        if name is None:
+            raise RowError("unknown format", f"{_keys(value)}, wanted {' or '.join(WANTED)}")
+        self.found.setdefault(row.file, name)
+        form = FORMATS[name]
+        if not any(key in value for key in form.keys):
+            by = "data_format says" if self._given else "the file's first rows are"
+            detail = f"{_keys(value)}, wanted {form.wanted}: {by} {name}"
+            raise RowError("another format", detail)
+        return form.convert(value)
 
 
 def _from_simple_llama(row: dict[str, Any]) -> Conversation:
@@ -49,52 +95,167 @@ def _from_simple_llama(row: dict[str, Any]) -> Conversation:
     systems = [] if row.get("Template") is None else _texts(row, "Template")
     if len(systems) > 1:
         raise RowError("wrong shape", f"'Template' has {len(systems)} system prompts, wanted 1")
-    turns = []
-    for user, reply in zip(users, replies):
-        turns.append({"role": "user", "content": user})
-        turns.append({"role": "assistant", "content": reply})
     return Conversation(
         system=None if systems in ([], ["CUSTOM"]) else systems[0],
-        turns=turns,
-        category=_optional_text(row, "Category"),
+        turns=_turns(zip(users, replies)),
+        category=_category(row),
     )
+
+
+def _from_alpaca(row: dict[str, Any]) -> Conversation:
+    """{"instruction": text, "input"?: text, "output": text, "system"?, "history"?: [[q, a], ...]}
+
+    The prompt is the instruction and, where there is one, the input on a new line.
+    """
+    _refuse_untrainable(row, "the row")
+    instruction, reply = _text(row, "instruction"), _text(row, "output")
+    more = _optional_text(row, "input")
+    pairs = _history(row)
+    pairs.append((f"{instruction}\n{more}" if more else instruction, reply))
+    return Conversation(_optional_text(row, "system"), _turns(pairs), _category(row))
+
+
+def _history(row: dict[str, Any]) -> list[tuple[str, str]]:
+    history = row.get("history")
+    if history is None:
+        return []
+    if not isinstance(history, list):
+        raise RowError("wrong type", f"'history' is {_type(history)}, wanted a list of pairs")
+    pairs = []
+    for index, pair in enumerate(history):
+        match pair:
+            case [str(prompt), str(reply)]:
+                pairs.append((prompt, reply))
+            case _:
+                detail = f"'history'[{index}] is {_type(pair)}, wanted a pair of texts"
+                raise RowError("wrong type", detail)
+    return pairs
+
+
+def _from_sharegpt(row: dict[str, Any]) -> Conversation:
+    """{"conversations": [{"from": "human" | "gpt" | ..., "value": text}, ...], "system"?}"""
+    return _from_list(row, _listed(row, "conversations"))
 
 
 def _from_messages(row: dict[str, Any]) -> Conversation:
     """{"messages": [{"role": "system" | "user" | "assistant", "content": text}, ...]}"""
-    messages = row["messages"]
+    return _from_list(row, _listed(row, "messages"))
+
+
+def _from_prompt_completion(row: dict[str, Any]) -> Conversation:
+    """{"prompt": text, "completion": text, "system"?}, or both as lists of messages"""
+    for key in ("prompt", "completion"):
+        if key not in row:
+            raise RowError("wrong shape", f"no {key!r}")
+    if isinstance(row["prompt"], list):
+        return _from_list(row, _listed(row, "prompt") + _listed(row, "completion"))
+    _refuse_untrainable(row, "the row")
+    pair = (_text(row, "prompt"), _text(row, "completion"))
+    return Conversation(_optional_text(row, "system"), _turns([pair]), _category(row))
+
+
+def _listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
+    """Messages, each with the name of its place."""
+    messages = row[key]
     if not isinstance(messages, list):
-        raise RowError("wrong type", f"'messages' is {_type(messages)}, wanted a list")
+        raise RowError("wrong type", f"{key!r} is {_type(messages)}, wanted a list")
+    return [(f"{key}[{index}]", message) for index, message in enumerate(messages)]
+
+
+def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
+    """Messages in order, a system prompt first or under 'system'; that of a message wins."""
+    _refuse_untrainable(row, "the row")
+    system = _optional_text(row, "system")
     turns: list[Message] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        _check_object(message, where)
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(content, str):
-            raise RowError("wrong type", f"{where}: 'content' is {_type(content)}, wanted text")
-        if not (index == 0 and role == "system"):
-            wanted = "assistant" if len(turns) % 2 else "user"
-            if role != wanted:
-                detail = f"{where}: role {_shown(role)}, wanted {wanted!r}"
-                raise RowError("wrong order of roles", detail)
-            turns.append({"role": wanted, "content": content})
+    for index, (where, message) in enumerate(messages):
+        role, text = _role_and_text(message, where)
+        if role == "system" and index == 0:
+            system = text
+            continue
+        wanted = "assistant" if len(turns) % 2 else "user"
+        if role != wanted:
+            raise RowError("wrong order of roles", f"{where}: role {role!r}, wanted {wanted!r}")
+        turns.append({"role": wanted, "content": text})
     if not turns:
-        raise RowError("no turns", "'messages' holds no user turn")
+        raise RowError("no turns", "the list of messages holds no user turn")
     if len(turns) % 2:
         raise RowError("turns do not pair up", "the last message is not the assistant's")
-    return Conversation(
-        system=messages[0]["content"] if messages[0]["role"] == "system" else None,
-        turns=turns,
-        category=_optional_text(row, "category" if "category" in row else "Category"),
-    )
+    return Conversation(system, turns, _category(row))
 
 
-FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
-    "messages": _from_messages,
-    "User": _from_simple_llama,
-    "Assistant": _from_simple_llama,
+def _role_and_text(message: Any, where: str) -> tuple[str, str]:
+    _check_object(message, where)
+    name = message["role"] if "role" in message else message.get("from")
+    known = name.lower() if isinstance(name, str) else ""
+    if known in TOOL_ROLES:
+        raise RowError("tool calls", f"{where}: role {_shown(name)}; only text is trained")
+    _refuse_untrainable(message, where)
+    if known not in ROLES:
+        detail = f"{where}: role {_shown(name)}, wanted system, user or assistant"
+        raise RowError("unknown role", detail)
+    weight = message.get("weight")
+    if weight is not None and weight != 1:
+        raise RowError("message weight", f"{where}: a message's own 'weight' is not trained with")
+    key = "content" if "content" in message else "value"
+    content = message.get(key)
+    if isinstance(content, list):
+        # chat templates put parts together with nothing between them
+        parts = enumerate(content)
+        return ROLES[known], "".join(_part(part, f"{where}: {key}[{i}]") for i, part in parts)
+    if not isinstance(content, str):
+        raise RowError("wrong type", f"{where}: {key!r} is {_type(content)}, wanted text")
+    return ROLES[known], content
+
+
+def _part(part: Any, where: str) -> str:
+    _check_object(part, where)
+    kind, text = part.get("type"), part.get("text")
+    if kind == "text" and isinstance(text, str):
+        return text
+    if isinstance(kind, str) and any(word in kind for word in ("image", "audio", "video", "file")):
+        raise RowError("images or other media", f"{where}: {_shown(kind)}; only text is trained")
+    raise RowError("wrong type", f"{where}: a part of type {_shown(kind)}, wanted text")
+
+
+def _refuse_untrainable(value: dict[str, Any], where: str) -> None:
+    """What the formats allow and no prompt format here can show."""
+    if UNTRAINABLE.keys().isdisjoint(value):
+        return
+    for key, reason in UNTRAINABLE.items():
+        if value.get(key) and value[key] != "[]":
+            raise RowError(reason, f"{where}: {key!r}; only text is trained")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How one format is told from the others, and read."""
+
+    keys: tuple[str, ...]
+    """A row of this format has at least one of them."""
+    wanted: str
+    convert: Callable[[dict[str, Any]], Conversation]
+
+
+FORMATS = {
+    "messages": Format(("messages",), "'messages'", _from_messages),
+    "sharegpt": Format(("conversations",), "'conversations'", _from_sharegpt),
+    "simple_llama": Format(("User", "Assistant"), "'User' and 'Assistant'", _from_simple_llama),
+    "alpaca": Format(("instruction",), "'instruction' and 'output'", _from_alpaca),
+    "prompt_completion": Format(
+        ("completion", "prompt"), "'prompt' and 'completion'", _from_prompt_completion
+    ),
 }
-"""A key that only rows of one format have → what reads such rows; the first that fits."""
+"""In the order in which their keys are looked for: many sets of messages also have a 'prompt'."""
+FORMAT_OF_KEY = {key: name for name, form in FORMATS.items() for key in form.keys}
+WANTED = [form.wanted for form in FORMATS.values()]
+
+
+def _turns(pairs: Iterable[tuple[str, str]]) -> list[Message]:
+    turns = []
+    for user, reply in pairs:
+        turns.append({"role": "user", "content": user})
+        turns.append({"role": "assistant", "content": reply})
+    return turns
 
 
 def _texts(row: dict[str, Any], key: str) -> list[str]:
@@ -112,11 +273,21 @@ def _texts(row: dict[str, Any], key: str) -> list[str]:
     return value
 
 
+def _text(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        raise RowError("wrong shape", f"no {key!r}")
+    value = row[key]
+    if not isinstance(value, str):
+        raise RowError("wrong type", f"{key!r} is {_type(value)}, wanted text")
+    return value
+
+
 def _optional_text(row: dict[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    raise RowError("wrong type", f"{key!r} is {_type(value)}, wanted text")
+    return None if row.get(key) is None else _text(row, key)
+
+
+def _category(row: dict[str, Any]) -> str | None:
+    return _optional_text(row, "category" if "category" in row else "Category")
 
 
 def _check_object(value: Any, where: str) -> None:
@@ -124,6 +295,10 @@ def _check_object(value: Any, where: str) -> None:
         raise RowError("repeated key", f"{where}: key {_shown(value.key)} stands twice")
     if not isinstance(value, dict):
         raise RowError("not an object", f"{where} is {_type(value)}, wanted an object")
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return f"keys {', '.join(_shown(key) for key in list(row)[:6]) or 'none'}"
 
 
 def _count(turns: list[str]) -> str:

@@ -8,7 +8,6 @@ the rest is read on.
 import codecs
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from simple_llama.data.sources import find_files, name_in, opened
 from simple_llama.errors import InputError
 
 CHUNK_BYTES = 2**20
@@ -42,6 +42,8 @@ class Row:
 
     id: str
     """File name and position from 0: demo_sft.json[17]."""
+    file: str
+    """The file's name, in a folder with the path that leads to it there."""
     value: Any
     """What was parsed; a RowError where the row is no JSON."""
     text: str
@@ -55,50 +57,16 @@ class RepeatedKey:
     key: str
 
 
-def find_files(path: str | Path) -> list[Path]:
-    """The file itself, or the sorted *.json and *.jsonl of a folder. Raises InputError."""
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder, wanted conversations as JSON or JSONL")
-    if not path.is_dir():
-        raise InputError(f"{path}: neither a file nor a folder")
-    found = []
-    for folder, folders, names in os.walk(path, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(folder, name)
-            for name in names
-            if name.endswith((".json", ".jsonl")) and not name.startswith(".")
-        ]
-    for file in found:
-        if not file.is_file():
-            raise InputError(f"{file}: not a file")
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{file}: a link that leads out of {path}; put the file itself there")
-    if not found:
-        raise InputError(f"{path}: no *.json or *.jsonl file in this folder")
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> None:
-    """os.walk passes over a folder it cannot list, and its rows would be missed."""
-    raise error
-
-
 def read_rows(path: str | Path) -> Iterator[Row]:
     """Every row of a file or a folder. Raises InputError."""
     file = Path(path)
     try:
         for file in find_files(path):
-            name = file.name if file == Path(path) else file.relative_to(path).as_posix()
-            # a name that is no UTF-8 could not be written into a record
-            name = os.fsencode(name).decode("utf-8", "replace")
-            with open(file, "rb") as opened:
-                first = _first_byte(file, opened)
-                opened.seek(0)
-                yield from (_array_rows if first == b"[" else _line_rows)(file, name, opened)
+            name = name_in(file, path)
+            with opened(file) as data:
+                is_array = _first_byte(file, data) == b"["
+            with opened(file) as data:
+                yield from (_array_rows if is_array else _line_rows)(file, name, data)
     except OSError as error:  # reading names no file
         raise InputError(f"{error.filename or file}: {error.strerror}") from None
 
@@ -126,8 +94,8 @@ def _first_byte(path: Path, file: BinaryIO) -> bytes:
     """The first byte that is no white space, b"[" for an array. Raises InputError."""
     head = file.read(8)
     if head.startswith(codecs.BOM_UTF8):
-        remove = f"sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
-        raise InputError(f"{path}: starts with a byte order mark; remove it with: {remove}")
+        remove = "sed '1s/^\\xEF\\xBB\\xBF//'"
+        raise InputError(f"{path}: starts with a byte order mark; {remove} removes it")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
         raise InputError(f"{path}: UTF-16 or binary, wanted UTF-8 text (iconv -f UTF-16 -t UTF-8)")
     while head:
@@ -152,7 +120,7 @@ def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
         objects += isinstance(value, dict | RepeatedKey)
         if not problem and isinstance(value, RowError):
             problem = f" (line {index + 1}: {value})"
-        yield Row(f"{name}[{index}]", value, text)
+        yield Row(f"{name}[{index}]", name, value, text)
     if not objects:
         raise InputError(
             f"{path}: neither a JSON array nor JSONL: no line holds a JSON object{problem}"
@@ -253,7 +221,7 @@ class _Window:
                 # 12 may be the beginning of 12.5
                 complete = isinstance(value, dict | list | str | RepeatedKey)
                 if complete or self.ended or end + PARTIAL_TOKEN <= len(self.text):
-                    row = Row(row_id, value, self.text[self.at : end])
+                    row = Row(row_id, self.name, value, self.text[self.at : end])
                     self.at = end
                     self.index += 1
                     return row

@@ -1,0 +1,184 @@
+"""Rows → train and val: de-duplication, mixture and split, with nothing lost.
+
+kept + rejected + duplicates = examples; what a mixture's weight leaves out is counted beside them.
+The side of an example depends on the seed and its first prompt alone, so a prompt never stands on
+both sides and adding rows never moves an old one.
+"""
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from simple_llama.data.examples import to_example
+from simple_llama.data.formats import ConversationReader
+from simple_llama.data.mixture import NAME, Mixture
+from simple_llama.data.normalisation import conversation_digest, normalised, pattern
+from simple_llama.data.rows import Row, RowError, read_rows
+from simple_llama.errors import InputError
+from simple_llama.files import atomic_write
+from simple_llama.params import PrepareParams
+
+SHOWN_AS_VALUE = 2**16
+"""Characters of a rejected row; a longer one is recorded as it stands, which takes less memory."""
+
+RECORD = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+@dataclass
+class Counts:
+    """What became of the rows."""
+
+    duplicates: int = 0
+    train: int = 0
+    val: int = 0
+    left_out: int = 0
+    """By a weight below 1."""
+    repeated: int = 0
+    """Further copies in train, by a weight above 1."""
+    rejected_by_reason: Counter[str] = field(default_factory=Counter)
+    first_rejected: str = ""
+    """Id and reason."""
+
+    @property
+    def rejected(self) -> int:
+        return self.rejected_by_reason.total()
+
+    @property
+    def kept(self) -> int:
+        return self.train + self.val
+
+    @property
+    def examples(self) -> int:
+        return self.kept + self.rejected + self.duplicates
+
+
+def prepare(
+    params: PrepareParams,
+    folder: str | Path,
+    watch: Callable[[Iterable[Row]], Iterable[Row]] = iter,
+) -> dict[str, Any]:
+    """Write train, val and rejected .jsonl into `folder`; the report of reports/prepare.json.
+
+    Memory: some 100 bytes an example. `watch` wraps the rows, to show progress. Raises InputError
+    where the input is unreadable, too much of it is rejected, or a side stays empty; then train
+    and val are not written, rejected is if the whole input could be read.
+    """
+    folder = Path(folder)
+    counts, likeness = Counts(), _Likeness()
+    with atomic_write(folder / "train.jsonl") as train, atomic_write(folder / "val.jsonl") as val:
+        with atomic_write(folder / "rejected.jsonl") as rejected:
+            seen: set[bytes] = set()
+            side = _Side(params.seed, params.train_split)
+            read = ConversationReader(params.data_format)
+            mixture = Mixture.of(params.ft_json_path, params.seed)
+            for row in watch(read_rows(params.ft_json_path)):
+                try:
+                    example = to_example(row, read, params.system_prompt)
+                except RowError as error:
+                    _reject(row, error, rejected, counts)
+                    continue
+                digest = conversation_digest(example.messages)
+                if digest in seen:
+                    counts.duplicates += 1
+                    continue
+                copies = mixture.copies(row.file, digest)
+                if not copies:
+                    # not seen: another file, of a larger weight, may hold it too
+                    counts.left_out += 1
+                    continue
+                seen.add(digest)
+                trains = side.trains(example.first_prompt)
+                likeness.add(example.first_prompt, trains)
+                counts.train += trains
+                counts.val += not trains
+                line = f"{RECORD(example.record())}\n".encode()
+                if trains:
+                    counts.repeated += copies - 1
+                    train.writelines([line] * copies)
+                else:
+                    val.write(line)
+        _check_counts(counts, params, folder / "rejected.jsonl")
+    return {
+        "examples": counts.examples,
+        "kept": counts.kept,
+        "rejected": counts.rejected,
+        "duplicates": counts.duplicates,
+        "train": counts.train,
+        "val": counts.val,
+        "left_out": counts.left_out,
+        "repeated": counts.repeated,
+        "files_by_format": dict(sorted(Counter(read.found.values()).items())),
+        "rejected_by_reason": dict(sorted(counts.rejected_by_reason.items())),
+        "val_prompts_like_train": likeness.share(),
+    }
+
+
+class _Side:
+    """Which side a first prompt is on: a keyed hash of it, compared with the split."""
+
+    def __init__(self, seed: int, train_split: float) -> None:
+        self.key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
+        self.limit = int(train_split * 2**64)
+
+    def trains(self, prompt: str) -> bool:
+        digest = hashlib.blake2b(normalised(prompt).encode(), digest_size=8, key=self.key).digest()
+        return int.from_bytes(digest, "big") < self.limit
+
+
+class _Likeness:
+    """The share of validation examples whose first prompt follows a training prompt's pattern.
+
+    An upper bound for "differs only in digits or names". 8 bytes an example.
+    """
+
+    def __init__(self) -> None:
+        self.digests = {True: array("Q"), False: array("Q")}
+
+    def add(self, prompt: str, trains: bool) -> None:
+        digest = hashlib.blake2b(pattern(prompt).encode(), digest_size=8).digest()
+        self.digests[trains].append(int.from_bytes(digest, "big"))
+
+    def share(self) -> float:
+        import numpy as np
+
+        train, val = (np.array(self.digests[side], np.uint64) for side in (True, False))
+        return round(float(np.isin(val, train).mean()), 6)
+
+
+def _reject(row: Row, error: RowError, file: BinaryIO, counts: Counts) -> None:
+    counts.rejected_by_reason[error.reason] += 1
+    counts.first_rejected = counts.first_rejected or f"{row.id}: {error}"
+    record = {"id": row.id, "reason": str(error)}
+    content = row.value if len(row.text) <= SHOWN_AS_VALUE else row.text
+    try:
+        line = RECORD({**record, "content": content}).encode()
+    except (TypeError, ValueError, RecursionError):
+        # what JSON cannot say again (twice the same key, NaN, half a surrogate): as it stood
+        line = RECORD({**record, "content": row.text}).encode()
+    file.write(line + b"\n")
+
+
+def _check_counts(counts: Counts, params: PrepareParams, rejected: Path) -> None:
+    if counts.rejected > params.max_rejected * counts.examples:
+        [(reason, times)] = counts.rejected_by_reason.most_common(1)
+        raise InputError(
+            f"{params.ft_json_path}: {counts.rejected} of {counts.examples} examples rejected, "
+            f"max_rejected allows a share of {params.max_rejected}; most often "
+            f"{reason!r} ({times}), first {counts.first_rejected}; all in {rejected}"
+        )
+    if not counts.kept:
+        left_out = f", {counts.left_out} left out by {NAME}" if counts.left_out else ""
+        raise InputError(
+            f"{params.ft_json_path}: no example left{left_out}; the rejected are in {rejected}"
+        )
+    for side, number in (("training", counts.train), ("validation", counts.val)):
+        if not number:
+            raise InputError(
+                f"{params.ft_json_path}: no example on the {side} side of {counts.kept} "
+                f"(train_split {params.train_split}): more distinct prompts, or another share"
+            )
