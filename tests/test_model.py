@@ -149,16 +149,16 @@ def test_cached_batched_generation_equals_uncached_one_by_one() -> None:
         torch.randint(4, 97, (length,), generator=generator).tolist()
         for length in (1, 5, 9, 3, 14, 2, 7)
     ]
-    replies = generate(model, prompts, max_new_tokens=12, stop_id=STOP)
+    replies = generate(model, prompts, max_new_tokens=12, stop_ids=[STOP])
     assert replies == [greedy_without_cache(model, prompt, 12) for prompt in prompts]
     assert len({len(reply) for reply in replies}) > 2, "rows were to end at different places"
 
 
 def test_generation_ends_where_positions_end() -> None:
     model = random_model(max_position_embeddings=10)
-    replies = generate(model, [[5] * 8, [6] * 3], max_new_tokens=50, stop_id=96)
+    replies = generate(model, [[5] * 8, [6] * 3], max_new_tokens=50, stop_ids=[96])
     assert [len(reply) for reply in replies] == [2, 7], "each by its own prompt"
-    assert generate(model, [[5] * 11], max_new_tokens=50, stop_id=96) == [[]]
+    assert generate(model, [[5] * 11], max_new_tokens=50, stop_ids=[96]) == [[]]
 
 
 def test_sampling_uses_its_own_generator_only() -> None:
@@ -170,7 +170,7 @@ def test_sampling_uses_its_own_generator_only() -> None:
             model,
             [[5, 6, 7]] * 3,
             max_new_tokens=10,
-            stop_id=STOP,
+            stop_ids=[STOP],
             temperature=1.0,
             generator=torch.Generator().manual_seed(seed),
         )

@@ -103,7 +103,7 @@ def _answer(
             model,
             [prompts[int(i)] for i in group],
             max_new_tokens=max_tokens + 1,
-            stop_id=tokenizer.stop_id,
+            stop_ids=[tokenizer.stop_id],
         )
         replies |= {int(i): ids for i, ids in zip(group, answers, strict=True)}
     return replies

@@ -305,7 +305,7 @@ def _evaluate(
             model,
             prompts,
             max_new_tokens=NEW_TOKENS,
-            stop_id=tokenizer.stop_id,
+            stop_ids=[tokenizer.stop_id],
             temperature=temperature,
             generator=torch.Generator().manual_seed(params.seed),
         )
@@ -366,7 +366,7 @@ def _generation_difference(model: Decoder, prompts: Sequence[Sequence[int]], sto
     Logits, not tokens: of two nearly equal ones rounding may choose either.
     """
     with _recorded_logits(model, stop_id) as recorded:
-        replies = generate(model, prompts, max_new_tokens=NEW_TOKENS, stop_id=stop_id)
+        replies = generate(model, prompts, max_new_tokens=NEW_TOKENS, stop_ids=[stop_id])
     cached, uncached = [], []
     for step, logits in enumerate(recorded):
         # the first rows are those that ended and left the batch

@@ -26,27 +26,40 @@ class KVCache:
         self.keys: list[Tensor] = []  # by layer, (B, G, capacity, K)
         self.values: list[Tensor] = []  # and (B, G, capacity, their own width)
         self.padding = padding
+        self.padded = bool(padding.any())
         self.capacity = capacity
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (B, G, T, K) behind the cached ones; return all, (B, G, S, K)."""
-        if layer == len(self.keys):
-            for new, stored in ((k, self.keys), (v, self.values)):
-                stored.append(new.new_zeros(*new.shape[:2], self.capacity, new.shape[3]))
         end = self.length + k.shape[2]
+        if end > self.capacity:
+            self._grow(max(end, 2 * self.capacity))
+        if layer == len(self.keys):
+            for stored, new in ((self.keys, k), (self.values, v)):
+                stored.append(new.new_empty((*new.shape[:2], self.capacity, new.shape[3])))
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def mask(self, new: int) -> Tensor:
-        """Which of the S positions each of the `new` last ones may see, (B, 1, new, S) bool.
+    def _grow(self, capacity: int) -> None:
+        for stored in (self.keys, self.values):
+            for layer, old in enumerate(stored):
+                stored[layer] = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+                stored[layer][:, :, : self.length] = old[:, :, : self.length]
+        self.capacity = capacity
+
+    def mask(self, new: int) -> Tensor | None:
+        """Which of the S positions each of the `new` last ones may see, (B, 1, new, S) bool; None
+        where causality says it all.
 
             padding 2, 3 cached, 2 new:    . . x x .
                                            . . x x x     (. hidden, x seen)
 
         A padded position sees itself, because a softmax over nothing is not a number.
         """
+        if not self.padded and (new == 1 or self.length == 0):
+            return None
         device = self.padding.device
         keys = torch.arange(self.length + new, device=device)
         queries = keys[self.length :, None]
@@ -59,6 +72,10 @@ class KVCache:
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
         self.padding = self.padding[rows]
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        self.length = min(self.length, length)
 
 
 class Attention(nn.Module):
@@ -92,12 +109,22 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        if k.shape[1] != q.shape[1]:
-            share = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-        attend = F.scaled_dot_product_attention if self.fused else plain_attention
-        out = attend(q, k, v, attn_mask=mask, is_causal=mask is None)
+        out = attend(q, k, v, mask, fused=self.fused)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, fused: bool) -> Tensor:
+    """(B, H, T, K) of queries like it over keys and values (B, G, S, K), each shared by H / G
+    query heads. Without a mask the last query sees everything, the others are causal."""
+    B, H, T, K = q.shape
+    share = H // k.shape[1]
+    causal = mask is None and T > 1
+    if share > 1 and T == 1:
+        q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
+    elif share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    kernel = F.scaled_dot_product_attention if fused else plain_attention
+    return kernel(q, k, v, attn_mask=mask, is_causal=causal).reshape(B, H, T, -1)
 
 
 def plain_attention(

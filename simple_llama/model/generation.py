@@ -1,71 +1,133 @@
-"""Batched generation with a KV cache, greedy or sampled."""
+"""Batched generation with a KV cache, greedy or sampled, token by token or whole."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
 
 import torch
 from torch import Tensor
 
+from simple_llama.errors import InputError
 from simple_llama.model.attention import KVCache
 from simple_llama.model.decoder import Decoder
 
 
-@torch.inference_mode()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop_id: int,
+    stop_ids: Collection[int],
     temperature: float = 0.0,
+    top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """What the model says after each prompt: token ids, without the stop token.
-
-    A reply ends at stop_id, at max_new_tokens, or where the model's positions end. Temperature 0
-    takes the most likely token; above, `generator` draws, and no other random state is touched.
-    All prompts are computed as one batch; finished rows leave it once they are half of it.
-    """
-    device = next(model.parameters()).device
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), stop_id)  # what fills the left is never looked at
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ends = model.config.max_length
-    limits = [min(max_new_tokens, max(0, ends - len(prompt))) for prompt in prompts]
-    steps = max(limits)
-    cache = KVCache(padding, longest + steps)
-
+    """What the model says after each prompt: token ids, without the stop token. See `stream`."""
     replies: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # the reply each row of the batch belongs to
-    unfinished = [limit > 0 for limit in limits]
-    tokens = ids.to(device)
-    was_training = model.training
-    model.eval()
-    for _ in range(steps):
-        hidden = model(tokens, cache)[:, -1]
-        chosen = _choose(model.logits(hidden), temperature, generator)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            if unfinished[row] and token != stop_id:
-                replies[row].append(token)
-            unfinished[row] &= token != stop_id and len(replies[row]) < limits[row]
-        alive = [place for place, row in enumerate(rows) if unfinished[row]]
-        if not alive:
-            break
-        tokens = chosen[:, None]
-        if len(alive) <= len(rows) // 2:
-            keep = torch.tensor(alive, device=device)
-            cache.keep(keep)
-            tokens = tokens[keep]
-            rows = [rows[place] for place in alive]
-    model.train(was_training)
+    for step in stream(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        temperature=temperature,
+        top_p=top_p,
+        generator=generator,
+    ):
+        for row, token in step:
+            replies[row].append(token)
     return replies
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+@torch.inference_mode()
+def stream(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    cache: KVCache | None = None,
+) -> Generator[list[tuple[int, int]]]:
+    """Of each step the new tokens, as (prompt's place, token id); a stop token is not given.
+
+    A reply ends at one of stop_ids, at max_new_tokens, or where the model's positions end.
+    Temperature 0 takes the most likely token; above, `generator` draws among the most likely ones
+    that have top_p of the probability together (https://arxiv.org/abs/1904.09751), and no other
+    random state is touched. All prompts are computed as one batch; ended rows leave it once they
+    are half of it. With a cache, which then holds what comes before it, the one prompt continues.
+
+    Raises InputError where temperature or top_p is out of range or the model's scores are no
+    numbers.
+    """
+    if not temperature >= 0:
+        raise InputError(f"temperature: got {temperature:g}, wanted 0 or more")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p: got {top_p:g}, wanted more than 0 and at most 1")
+    tokens, padding = _pad_left(prompts, next(model.parameters()).device)
+    before = 0 if cache is None else cache.length
+    ends = model.config.max_length - before
+    limits = [min(max_new_tokens, max(0, ends - len(prompt))) for prompt in prompts]
+    steps = max(limits)
+    cache = cache or KVCache(padding, tokens.shape[1] + steps)
+
+    given = [0] * len(prompts)
+    rows = list(range(len(prompts)))  # the prompt each row of the batch belongs to
+    unfinished = [limit > 0 for limit in limits]
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(steps):
+            hidden = model(tokens, cache)[:, -1]
+            chosen = _choose(model.logits(hidden), temperature, top_p, generator)
+            new = []
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                if unfinished[row] and token not in stop_ids:
+                    new.append((row, token))
+                    given[row] += 1
+                unfinished[row] &= token not in stop_ids and given[row] < limits[row]
+            yield new
+            alive = [place for place, row in enumerate(rows) if unfinished[row]]
+            if not alive:
+                break
+            tokens = chosen[:, None]
+            if len(alive) <= len(rows) // 2:
+                keep = torch.tensor(alive, device=tokens.device)
+                cache.keep(keep)
+                tokens = tokens[keep]
+                rows = [rows[place] for place in alive]
+    finally:
+        model.train(was_training)
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (B, T), whose rows end together, and how much padding (B,) each begins with."""
+    longest = max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    # what stands for padding is never looked at
+    rows = [[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
+    return torch.tensor(rows, device=device), torch.tensor(padding, device=device)
+
+
+def _choose(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Tensor:
     """One token id per row of logits (B, V)."""
+    best, chosen = logits.max(dim=-1, keepdim=True)
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return chosen[:, 0]
+    # the best of them at 0: so small a temperature overflows nothing
+    probabilities = ((logits - best) / temperature).softmax(dim=-1)
+    if top_p < 1:
+        probabilities = _nucleus(probabilities, top_p)
     # drawn on the CPU, where the generator lives, so that a seed means the same on every device
-    probabilities = (logits / temperature).softmax(dim=-1).cpu()
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+    drawn_from = probabilities.cpu()
+    if not drawn_from.isfinite().all():
+        raise InputError("the model's scores are not finite numbers: damaged or diverged weights")
+    return torch.multinomial(drawn_from, 1, generator=generator)[:, 0].to(logits.device)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """(B, V) without the least likely tokens beyond top_p; the most likely one always stays."""
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    beyond = ordered.cumsum(dim=-1) - ordered >= top_p
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(beyond, 0))

@@ -6,10 +6,9 @@ SimpleLLaMA. Norms compute in float32, whatever autocast made of their input.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simple_llama.model.attention import KVCache, plain_attention
+from simple_llama.model.attention import KVCache, attend
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.rope import rotate
 
@@ -65,8 +64,7 @@ class LatentAttention(nn.Module):
         expanded = self._heads(self.kv_b_proj(latent[:, 0]))  # (B, H, S, K-R+W)
         shared = rotated.expand(-1, self.heads, -1, -1)
         k = torch.cat((expanded[..., :nope], shared), dim=-1)  # (B, H, S, K)
-        attend = F.scaled_dot_product_attention if self.fused else plain_attention
-        out = attend(q, k, expanded[..., nope:], attn_mask=mask, is_causal=mask is None)
+        out = attend(q, k, expanded[..., nope:], mask, fused=self.fused)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
     def _queries(self, x: Tensor) -> Tensor:

@@ -283,7 +283,7 @@ class Trainer:
                 self.model,
                 prompts,
                 max_new_tokens=params.sample_max_tokens,
-                stop_id=self.data.stop_id,
+                stop_ids=[self.data.stop_id],
                 temperature=params.sample_temperature,
                 generator=torch.Generator().manual_seed(params.seed + progress.step),
             )
