@@ -262,7 +262,7 @@ def test_a_cache_that_shows_left_padding_shows(
 ) -> None:
     mask = KVCache.mask
 
-    def without_padding(self: KVCache, new: int) -> Tensor:
+    def without_padding(self: KVCache, new: int) -> Tensor | None:
         return mask(KVCache(torch.zeros_like(self.padding), 0) if self.length == 0 else self, new)
 
     monkeypatch.setattr(KVCache, "mask", without_padding)
