@@ -76,6 +76,19 @@ def check() -> None:
     print(check())
 
 
+@command(
+    option("--split", choices=("train", "val"), help="default: train; with --id: both"),
+    option("-n", type=int, default=3, metavar="N", help="examples from the split's start"),
+    option("--id", metavar="ID", help="only this one, such as 'chat.jsonl[17]'"),
+    option("--html", metavar="FILE", help="write a page instead"),
+)
+def inspect(split: str | None, n: int, id: str | None, html: str | None) -> None:
+    """Show examples as they will be trained, and what was rejected or dropped, and why."""
+    from simple_llama.inspection.inspect import inspect
+
+    print(inspect(split, n, id, html))
+
+
 @command()
 def summary() -> None:
     """Say what the last run made and how good it is."""

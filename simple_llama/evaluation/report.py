@@ -197,6 +197,7 @@ def ledger(report: ReportInput) -> str:
     """Account for every conversation, from the file to the training set."""
     prepare, tokens = report.prepare, report.tokenize
     examples = number(prepare, "examples")
+    left_out, repeated = number(prepare, "left_out"), number(prepare, "repeated")
     rows: list[tuple[str, float | None, str]] = [
         ("In the data", examples, "sum"),
         ("− rejected", number(prepare, "rejected"), ""),
@@ -205,6 +206,7 @@ def ledger(report: ReportInput) -> str:
         ("= kept", number(prepare, "kept"), "sum"),
         ("for training", number(prepare, "train"), "part"),
         ("for validation", number(prepare, "val"), "part"),
+        *([("+ copies by mixture.yaml", repeated, "")] if repeated else []),
         ("− longer than max_seq_len", number(tokens, "dropped_too_long"), ""),
         ("= trained on", number(tokens, "train_examples"), "sum"),
         ("= validated on", number(tokens, "val_examples"), "sum"),
@@ -226,6 +228,9 @@ def ledger(report: ReportInput) -> str:
     return section(
         "Where the data went",
         table(head, body, caption="From the data to the training set", style="ledger"),
+        f'<p class="note">{count(left_out)} more are left out by mixture.yaml.</p>'
+        if left_out
+        else "",
         f'<p class="callout">{esc(note)}</p>' if alike is not None else "",
         _imbalance(prepare),
     )

@@ -1,0 +1,105 @@
+"""Token ids → what a person can read of them, one cell a token."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simple_llama.data.tokenizer import special_ids
+from simple_llama.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_BYTES = 4
+"""Of a character in UTF-8: so many tokens can share one."""
+MARKS = {"\n": "↵", "\t": "⇥"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A token, or the few that make one character together."""
+
+    position: int
+    """Of the first token, from 0: what rotary embedding sees."""
+    ids: tuple[int, ...]
+    text: str
+    """Safe to print: see `visible`."""
+    target: bool
+    """Whether the loss counts it."""
+    control: bool
+    """A special token, which no text makes."""
+
+
+class Speller:
+    """A tokenizer's ids as text, token by token."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._special = set(special_ids(tokenizer))
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Speller":
+        """From a tokenizer.json. Raises InputError."""
+        from tokenizers import Tokenizer
+
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run tokenize first")
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the Rust library raises nothing more precise
+            raise InputError(f"{path}: not a tokenizer: {error}") from None
+
+    def cells(self, ids: Sequence[int], mask: Sequence[Any]) -> Iterator[Cell]:
+        """The cells of an example of ids and mask (T,)."""
+        before: list[int] = []
+        pending: list[int] = []
+        for position, token in enumerate(ids):
+            target = bool(mask[position])
+            control = token in self._special
+            pending.append(token)
+            text = self._name(token) if control else self._text(before, pending)
+            last = position + 1 == len(ids)
+            # a part of a character says nothing before its last byte is there
+            whole = last or not text.endswith("\ufffd") or len(pending) == MAX_BYTES
+            if control or whole or ids[position + 1] in self._special:
+                first = position + 1 - len(pending)
+                shown = visible(text).replace(" ", "·") or "∅"
+                yield Cell(first, tuple(pending), shown, target, control)
+                before, pending = ([] if control else pending), []
+
+    def _text(self, before: list[int], ids: list[int]) -> str:
+        """What these ids add to the text before them: alone, some would lose their first space."""
+        start = self._decode(before) if before else ""
+        whole = self._decode(before + ids)
+        return whole[len(start) :] if whole.startswith(start) else self._decode(ids)
+
+    def _name(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) or ""
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+
+def visible(text: str) -> str:
+    """One line that is safe on a terminal: no control characters, nothing that turns its writing
+    direction."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else MARKS.get(character, f"<U+{ord(character):04X}>")
+        for character in text
+    )
+
+
+def columns(text: str) -> int:
+    """How wide a terminal shows it."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+        if not unicodedata.combining(character)
+    )

@@ -1,0 +1,27 @@
+"""`simple-llama inspect`: on a terminal, in a pipe or as a page."""
+
+import os
+import shutil
+import sys
+
+from simple_llama.files import atomic_write
+from simple_llama.inspection.selection import example_of_id, first_examples
+
+
+def inspect(split: str | None, number: int, wanted: str | None, html: str | None) -> str:
+    """What to print. With `html` the page is written, and only its path is said."""
+    if wanted is None:
+        inspection = first_examples(split or "train", number)
+    else:
+        inspection = example_of_id(wanted, split)
+    if html is not None:
+        from simple_llama.inspection.page import render as page
+
+        with atomic_write(html) as file:
+            file.write(page(inspection).encode())
+        return f"wrote {html}"
+    from simple_llama.inspection.terminal import render
+
+    # https://no-color.org
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return render(inspection, width=shutil.get_terminal_size((100, 24)).columns, colour=colour)

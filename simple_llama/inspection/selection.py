@@ -1,0 +1,160 @@
+"""The examples that are shown, and what became of the rows that are not trained on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simple_llama.data.examples import read_examples
+from simple_llama.data.mixture import NAME as MIXTURE
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.files import read_json
+from simple_llama.inspection.cells import Cell, Speller, visible
+
+PREPARED = Path("data/prepared")
+TOKENS = Path("data/tokens")
+SPLITS = ("train", "val")
+FIRST = 3
+"""So many rejected rows and dropped examples are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An example as it is trained on."""
+
+    id: str
+    split: str
+    category: str | None
+    cells: list[Cell]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(cell.ids) for cell in self.cells)
+
+    @property
+    def targets(self) -> int:
+        return sum(len(cell.ids) for cell in self.cells if cell.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A row or an example that is not trained on."""
+
+    id: str
+    why: str
+    content: str
+    """Of a rejected row, as JSON."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    examples: list[Shown]
+    of: dict[str, int]
+    """Split → its examples."""
+    counts: list[tuple[str, int]]
+    """What became of all rows, a part of the line above indented; empty for one example."""
+    lost: list[Lost]
+    """The first few rejected and dropped; of one asked for by its id, that one."""
+
+
+def first_examples(split: str, number: int) -> Inspection:
+    """The first examples of a split. Raises InputError."""
+    if number < 1:
+        raise InputError(f"-n: got {number}, wanted 1 or more")
+    splits = _read_splits()
+    shown = _shown(split, splits[split], range(min(number, len(splits[split]))))
+    lost = [*islice(_rejected(), FIRST), *islice(_dropped(), FIRST)]
+    return Inspection(shown, _sizes(splits), _counts(), lost)
+
+
+def example_of_id(wanted: str, split: str | None) -> Inspection:
+    """One example of a split, or of any. Raises InputError where no file knows the id."""
+    splits = _read_splits()
+    shown: list[Shown] = []
+    for name in [split] if split else SPLITS:
+        line = _line_of(PREPARED / f"{name}.jsonl", wanted)
+        index = int(np.searchsorted(splits[name].rows, -1 if line is None else line))
+        if line is not None and index < len(splits[name]) and splits[name].rows[index] == line:
+            shown += _shown(name, splits[name], range(index, index + 1))
+    lost = [] if shown else [one for one in (*_rejected(), *_dropped()) if one.id == wanted]
+    if not shown and not lost:
+        known = visible(next(read_examples(PREPARED / "train.jsonl")).id)
+        raise InputError(
+            f"{wanted}: not in {split or 'train or val'}, nor rejected, nor too long. Duplicates "
+            f"and what {MIXTURE} leaves out are only counted. Ids look like {known}"
+        )
+    return Inspection(shown, _sizes(splits), [], lost)
+
+
+def _read_splits() -> dict[str, Tokens]:
+    return {name: Tokens.read(TOKENS / f"{name}.safetensors") for name in SPLITS}
+
+
+def _sizes(splits: dict[str, Tokens]) -> dict[str, int]:
+    return {name: len(tokens) for name, tokens in splits.items()}
+
+
+def _shown(split: str, tokens: Tokens, indices: range) -> list[Shown]:
+    path = PREPARED / f"{split}.jsonl"
+    speller = Speller.from_file(TOKENS / "tokenizer" / "tokenizer.json")
+    lines = [int(tokens.rows[index]) for index in indices]
+    wanted = set(lines)
+    examples = islice(read_examples(path), lines[-1] + 1)
+    found = [example for line, example in enumerate(examples) if line in wanted]
+    if len(found) != len(lines):
+        raise InputError(f"{TOKENS}: not the tokens of {path}; run the pipeline again")
+    shown = []
+    for index, example in zip(indices, found, strict=True):
+        span = slice(tokens.starts[index], tokens.starts[index + 1])
+        cells = speller.cells(tokens.ids[span].tolist(), tokens.mask[span].tolist())
+        shown.append(Shown(example.id, split, example.category, list(cells)))
+    return shown
+
+
+def _line_of(path: Path, wanted: str) -> int | None:
+    """The line of a record with this id: it stands first, so no line is parsed."""
+    start = f'{{"id": {json.dumps(wanted, ensure_ascii=False)}, '.encode(errors="replace")
+    with open(path, "rb") as file:
+        return next((n for n, line in enumerate(file) if line.startswith(start)), None)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Records that a stage wrote. Raises InputError."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict) or "id" not in record:
+                raise InputError(f"{path}: line {number}: not a record; run the pipeline again")
+            yield record
+
+
+def _rejected() -> Iterator[Lost]:
+    for record in _records(PREPARED / "rejected.jsonl"):
+        content = json.dumps(record.get("content"), ensure_ascii=False)
+        yield Lost(str(record["id"]), f"rejected: {record.get('reason')}", content)
+
+
+def _dropped() -> Iterator[Lost]:
+    for record in _records(TOKENS / "dropped.jsonl"):
+        why = f"too long: {record.get('length')} tokens, over max_seq_len"
+        yield Lost(str(record["id"]), f"{why} ({record.get('split')})", "")
+
+
+def _counts() -> list[tuple[str, int]]:
+    prepared, tokenized = read_json("reports/prepare.json"), read_json("reports/tokenize.json")
+    counts = [("examples", prepared["examples"]), ("rejected", prepared["rejected"])]
+    counts += [(f"  {why}", times) for why, times in prepared["rejected_by_reason"].items()]
+    counts.append(("duplicates", prepared["duplicates"]))
+    by_weight = {"left out": prepared["left_out"], "repeated": prepared["repeated"]}
+    counts += [(f"{what} by {MIXTURE}", times) for what, times in by_weight.items() if times]
+    counts.append(("longer than max_seq_len", tokenized["dropped_too_long"]))
+    counts += [("train", tokenized["train_examples"]), ("val", tokenized["val_examples"])]
+    return counts

@@ -1,0 +1,96 @@
+"""An inspection as text: coloured on a terminal, with marks elsewhere.
+
+0  <SOT> You ·are ·a <EOT>      position of the line's first token, then the tokens
+       2 312   45  7     3      their ids
+                   ^ ^^^^^      without colour: these are targets of the loss
+"""
+
+from collections.abc import Iterator
+
+from simple_llama.inspection.cells import Cell, columns, visible
+from simple_llama.inspection.selection import Inspection, Lost, Shown
+
+MARGIN = 8
+CONTENT_SHOWN = 240
+TARGET, CONTROL, CONTROL_TARGET, SOFT, STRONG = "7;36", "35", "7;35", "2", "1"
+"""Parameters of ANSI's Select Graphic Rendition."""
+
+
+def render(inspection: Inspection, *, width: int, colour: bool) -> str:
+    """All of it, lines of at most `width` columns where tokens allow."""
+    lines = [_legend(colour)] if inspection.examples else []
+    for example in inspection.examples:
+        lines += ["", _header(example, colour), *_token_lines(example.cells, width, colour)]
+    if inspection.counts:
+        lines += ["", _styled("what became of the data", STRONG, colour)]
+        lines += [f"  {visible(what):<32}{count:>10,}" for what, count in inspection.counts]
+    lines += [line for lost in inspection.lost for line in _lost(lost, colour)]
+    return "\n".join(lines)
+
+
+def _legend(colour: bool) -> str:
+    trained, control = _styled("trained", TARGET, colour), _styled("control", CONTROL, colour)
+    marks = f"{trained} and {control} tokens" if colour else "tokens, ^ under what is trained"
+    return f"{marks}, with their ids; · is a space, ↵ a line break, ∅ nothing that can be read"
+
+
+def _header(example: Shown, colour: bool) -> str:
+    category = f", {visible(example.category)}" if example.category else ""
+    return (
+        f"{_styled(visible(example.id), STRONG, colour)}  {example.split}{category}, "
+        f"{example.tokens} tokens, {example.targets} of them trained"
+    )
+
+
+def _token_lines(cells: list[Cell], width: int, colour: bool) -> Iterator[str]:
+    for row in _wrapped(cells, width - MARGIN):
+        texts, ids, marks = [], [], []
+        for cell in row:
+            room = _room(cell)
+            gap = " " * (room - columns(cell.text))
+            texts.append(_styled(cell.text, _style(cell), colour) + gap)
+            ids.append(_ids(cell).ljust(room))
+            marks.append(("^" * columns(cell.text) if cell.target else "").ljust(room))
+        yield f"{row[0].position:>{MARGIN - 2}}  {' '.join(texts)}".rstrip()
+        yield _styled(f"{'':{MARGIN}}{' '.join(ids)}".rstrip(), SOFT, colour)
+        if not colour and any(cell.target for cell in row):
+            yield f"{'':{MARGIN}}{' '.join(marks)}".rstrip()
+
+
+def _wrapped(cells: list[Cell], width: int) -> Iterator[list[Cell]]:
+    row: list[Cell] = []
+    used = 0
+    for cell in cells:
+        if row and used + _room(cell) > width:
+            yield row
+            row, used = [], 0
+        row.append(cell)
+        used += _room(cell) + 1
+    if row:
+        yield row
+
+
+def _room(cell: Cell) -> int:
+    return max(columns(cell.text), len(_ids(cell)))
+
+
+def _ids(cell: Cell) -> str:
+    return "+".join(map(str, cell.ids))
+
+
+def _style(cell: Cell) -> str:
+    if cell.control:
+        return CONTROL_TARGET if cell.target else CONTROL
+    return TARGET if cell.target else ""
+
+
+def _styled(text: str, style: str, colour: bool) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if colour and style else text
+
+
+def _lost(lost: Lost, colour: bool) -> Iterator[str]:
+    yield f"{_styled(visible(lost.id), STRONG, colour)}  {visible(lost.why)}"
+    if lost.content:
+        shown = lost.content[:CONTENT_SHOWN]
+        more = " ..." if len(lost.content) > CONTENT_SHOWN else ""
+        yield _styled(f"{'':{MARGIN}}{visible(shown)}{more}", SOFT, colour)
