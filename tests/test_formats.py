@@ -1,5 +1,8 @@
 """Rows of every format → conversations, or the precise reason why not."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -268,3 +271,12 @@ def test_a_named_format_is_the_only_one() -> None:
 def test_the_param_names_every_format() -> None:
     named = get_args(PrepareParams.__dataclass_fields__["data_format"].type)
     assert set(named) == {"auto", *FORMATS}
+
+
+def test_the_readme_shows_a_row_of_every_format() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    shown = re.findall(r"(?m)^\| `(\w+)` \| `(\{.*?\})`", readme)
+    assert {name for name, _ in shown} == set(FORMATS)
+    for name, text in shown:
+        value = json.loads(text)
+        assert texts(to_conversation(value)) == texts(to_conversation(value, name))
