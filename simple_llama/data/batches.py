@@ -1,10 +1,11 @@
 """Which examples each optimizer step sees, and how a step is cut into micro-batches.
 
 The order is a pure function of (seed, epoch). The cut is an execution detail: the loss of a step
-is a sum over its supervised tokens divided by their number, whatever the micro-batches.
+is a sum over its supervised tokens divided by their number, whatever the micro-batches and
+whichever of several processes computes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -53,6 +54,36 @@ class Plan:
 
     def ends_epoch(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One of the processes that share the micro-batches of each step."""
+
+    number: int = 0
+    of: int = 1
+    in_step: bool = False
+    """All compute equally many, idle ones among them: together they gather sharded weights."""
+
+    def share(self, groups: list[Indices], costs: Sequence[int]) -> list[Indices]:
+        """Those of the groups that are this rank's: the dearest first, each to whoever has least.
+
+        In step, empty groups fill up what others have more.
+        """
+        if self.of == 1:
+            return groups
+        loads = [0] * self.of
+        shares: list[list[Indices]] = [[] for _ in loads]
+        for place in sorted(range(len(groups)), key=lambda place: -costs[place]):
+            least = loads.index(min(loads))
+            shares[least].append(groups[place])
+            loads[least] += costs[place]
+        mine, most = shares[self.number], max(map(len, shares))
+        idle = most - len(mine) if self.in_step else 0
+        return mine + [np.zeros(0, np.int64)] * idle
+
+
+ALONE = Rank()
 
 
 @dataclass(frozen=True)
@@ -105,8 +136,27 @@ def cut(lengths: Indices, examples: Indices, budget: int, pad_to: int | None) ->
     return batches
 
 
+def even_budget(lengths: Indices, budget: int, pad_to: int | None, ranks: int) -> int:
+    """The largest budget, at most `budget`, that cuts examples of these lengths into about equally
+    many and equally large micro-batches for each rank."""
+    if ranks == 1:
+        return budget
+    total = int(np.maximum(lengths, pad_to or 0).sum())
+    rounds = -(-total // (budget * ranks))
+    return -(-total // (rounds * ranks))
+
+
+def supervised_tokens(tokens: Tokens, examples: Indices) -> int:
+    """Targets of the loss in these examples."""
+    spans = ((int(tokens.starts[i]) + 1, int(tokens.starts[i + 1])) for i in examples)
+    return sum(int(np.count_nonzero(tokens.mask[first:end])) for first, end in spans)
+
+
 def collate(tokens: Tokens, examples: Indices, pad_id: int, pad_to: int | None) -> MicroBatch:
-    """Examples as one padded micro-batch."""
+    """Examples as one padded micro-batch; without any, one input that predicts nothing."""
+    if not len(examples):
+        none = torch.zeros(0, dtype=torch.int64)
+        return MicroBatch(torch.full((1, 1), pad_id), none, none, examples, examples)
     lengths = tokens.lengths[examples]
     width = max(int(lengths.max()), pad_to or 0) - 1  # the last token is never an input
     ids = np.full((len(examples), width + 1), pad_id, np.int64)
@@ -126,10 +176,18 @@ def collate(tokens: Tokens, examples: Indices, pad_id: int, pad_to: int | None) 
 
 
 def micro_batches(
-    tokens: Tokens, examples: Indices, *, budget: int, pad_id: int, pad_to: int | None = None
+    tokens: Tokens,
+    examples: Indices,
+    *,
+    budget: int,
+    pad_id: int,
+    pad_to: int | None = None,
+    rank: Rank = ALONE,
 ) -> Iterator[MicroBatch]:
-    """The examples, cut and padded."""
-    for group in cut(tokens.lengths, examples, budget, pad_to):
+    """The examples, cut and padded: those that fall to this rank."""
+    groups = cut(tokens.lengths, examples, budget, pad_to)
+    costs = [len(group) * max(int(tokens.lengths[group[0]]), pad_to or 0) for group in groups]
+    for group in rank.share(groups, costs):
         yield collate(tokens, group, pad_id, pad_to)
 
 

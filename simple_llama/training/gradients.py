@@ -3,21 +3,31 @@
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from simple_llama.data.batches import Indices, MicroBatch, micro_batches
+from simple_llama.data.batches import (
+    ALONE,
+    Indices,
+    MicroBatch,
+    Rank,
+    even_budget,
+    micro_batches,
+    supervised_tokens,
+)
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, is_out_of_memory, release_memory
 from simple_llama.params import TrainParams
+from simple_llama.training.distributed import Averager, Ranks
 from simple_llama.training.loss import summed_loss
 from simple_llama.training.observer import Observer, Progress, TrainingData
 
 
 class Gradients:
     """Computes them. progress.micro_batch_tokens is halved where memory does not suffice: the
-    loss of a step does not depend on how it is cut."""
+    loss of a step does not depend on how it is cut, nor on how many ranks share it."""
 
     def __init__(
         self,
@@ -26,39 +36,64 @@ class Gradients:
         params: TrainParams,
         progress: Progress,
         observer: Observer,
+        ranks: Ranks,
     ) -> None:
         self.model, self.data, self.params = model, data, params
-        self.progress, self.observer = progress, observer
+        self.progress, self.observer, self.ranks = progress, observer, ranks
+        self.averager = Averager(model, ranks)
         self.device = next(model.parameters()).device
         self.forward: Callable[[Tensor], Tensor] = model
 
     def compute(self, examples: Indices, seed: int) -> tuple[float, int]:
-        """Loss (nats per supervised token) and supervised tokens; the gradients stand in the
-        parameters. `seed` decides dropout.
+        """Loss (nats per supervised token) and supervised tokens of all ranks; the gradients stand
+        in the parameters. `seed` decides dropout, on each rank another.
 
-        Raises InputError where a single example does not fit in memory.
+        Raises InputError where a single example does not fit in memory, or, sharded, where any
+        micro-batch does not: ranks that wait for the rest of one can't agree on anything else.
         """
+        supervised = supervised_tokens(self.data.train, examples)
         while True:
-            torch.manual_seed(seed)
+            # ranks beyond 256 and steps beyond 16 million would repeat a mask, no more
+            torch.manual_seed(seed + (self.ranks.number << 24))
+            loss, failed = 0.0, False
             try:
-                return self._accumulate(self.batches(examples))
+                loss = self._accumulate(self.batches(examples, self.ranks), supervised)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.ranks.in_step:
+                    raise InputError(
+                        f"{self.device}: out of memory, wanted a smaller micro_batch_tokens"
+                    ) from None
+                failed = True
+            loss, failures = self.ranks.total(np.array([loss, failed], np.float64)).tolist()
+            if not failures:
+                self.averager.average()
+                return loss, supervised
             # only here, after the exception, are the tensors that it held free
             self.model.zero_grad(set_to_none=True)
             release_memory(self.device)
             self._lower(examples)
 
-    def batches(self, examples: Indices) -> list[MicroBatch]:
+    def batches(self, examples: Indices, rank: Rank = ALONE) -> list[MicroBatch]:
+        """The micro-batches of these examples that are computed by this rank."""
         batches = micro_batches(
             self.data.train,
             examples,
-            budget=self.progress.micro_batch_tokens,
+            budget=self._budget(examples),
             pad_id=self.data.pad_id,
-            pad_to=None if self.params.dynamic_padding else self.params.max_seq_len,
+            pad_to=self._pad_to,
+            rank=rank,
         )
         return list(batches)
+
+    @property
+    def _pad_to(self) -> int | None:
+        return None if self.params.dynamic_padding else self.params.max_seq_len
+
+    def _budget(self, examples: Indices) -> int:
+        lengths = self.data.train.lengths[examples]
+        return even_budget(lengths, self.progress.micro_batch_tokens, self._pad_to, self.ranks.of)
 
     def compile(self, examples: Indices) -> None:
         """Compile the model, tried on these examples; without it where that fails."""
@@ -75,20 +110,21 @@ class Gradients:
             self.forward = self.model
         self.model.zero_grad(set_to_none=True)
 
-    def _accumulate(self, batches: list[MicroBatch]) -> tuple[float, int]:
-        supervised = sum(len(batch.targets) for batch in batches)
+    def _accumulate(self, batches: list[MicroBatch], supervised: int) -> float:
+        """This rank's part of the loss."""
         loss = torch.zeros((), device=self.device)
         for on_cpu in batches:
             batch = on_cpu.to(self.device)
             with autocast(self.device, self.params.precision):
                 part = summed_loss(self.model, batch, self.forward) / supervised
-            part.backward()  # type: ignore[no-untyped-call]
+            # the ranks' gradients are averaged, and wanted is their sum
+            (part * self.ranks.of).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        return loss.item(), supervised
+        return loss.item()
 
     def _lower(self, examples: Indices) -> None:
-        widths = [int(batch.ids.shape[1]) + 1 for batch in self.batches(examples)]
-        longest, budget = max(widths), self.progress.micro_batch_tokens
+        lengths = self.data.train.lengths[examples]
+        longest, budget = max(int(lengths.max()), self._pad_to or 0), self._budget(examples)
         if budget <= longest:
             raise InputError(
                 f"{self.device}: one example of {longest} tokens does not fit in memory, "

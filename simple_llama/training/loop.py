@@ -18,6 +18,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
 from simple_llama.params import TrainParams
+from simple_llama.training.distributed import ALONE, Ranks, at_rest, whole
 from simple_llama.training.gradients import Gradients
 from simple_llama.training.loss import Scores, score
 from simple_llama.training.observer import (
@@ -44,13 +45,14 @@ def train(
     params: TrainParams,
     observer: Observer,
     snapshot: Snapshot | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Train the model in place, from the snapshot on where one is given.
+    """Train the model in place, from the snapshot on where one is given, together with all ranks.
 
     Raises InputError where the warmup does not fit the steps or a single example not the memory,
     and Diverged.
     """
-    trainer = Trainer(model, data, params, observer)
+    trainer = Trainer(model, data, params, observer, ranks)
     if snapshot is not None:
         trainer.restore(snapshot)
     return trainer.run()
@@ -76,10 +78,16 @@ class Trainer:
     """One training: its plan, optimizer and progress."""
 
     def __init__(
-        self, model: Decoder, data: TrainingData, params: TrainParams, observer: Observer
+        self,
+        model: Decoder,
+        data: TrainingData,
+        params: TrainParams,
+        observer: Observer,
+        ranks: Ranks,
     ) -> None:
         self.plan = plan_training(len(data.train), params)
-        self.model, self.data, self.params, self.observer = model, data, params, observer
+        self.model, self.data, self.params = model, data, params
+        self.observer, self.ranks = observer, ranks
         self.device = next(model.parameters()).device
         model.recompute_blocks = params.activation_checkpointing == "blocks"
         self.optimizer = adamw(model, params)
@@ -87,7 +95,7 @@ class Trainer:
         self.progress = Progress(
             micro_batch_tokens=params.micro_batch_tokens, next_sample=first, sample_distance=first
         )
-        self.gradients = Gradients(model, data, params, self.progress, observer)
+        self.gradients = Gradients(model, data, params, self.progress, observer, ranks)
 
     def run(self) -> TrainResult:
         params, plan, progress = self.params, self.plan, self.progress
@@ -184,8 +192,10 @@ class Trainer:
 
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         loss, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.params.max_grad_norm or math.inf
+        norm = whole(
+            torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.params.max_grad_norm or math.inf
+            )
         ).item()
         self._check(loss, norm, examples)
         self.optimizer.step()
@@ -258,6 +268,7 @@ class Trainer:
             budget=self.progress.micro_batch_tokens,
             pad_id=self.data.pad_id,
             precision=self.params.precision,
+            ranks=self.ranks,
         )
 
     def _keep_if_better(self, val_loss: float) -> None:
@@ -287,6 +298,7 @@ class Trainer:
                 temperature=params.sample_temperature,
                 generator=torch.Generator().manual_seed(params.seed + progress.step),
             )
+        at_rest(self.model)
         self.observer.sampled(progress.step, prompts, replies)
 
 

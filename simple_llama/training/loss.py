@@ -16,6 +16,7 @@ from simple_llama.data.batches import Indices, MicroBatch, micro_batches
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
+from simple_llama.training.distributed import ALONE, Ranks, at_rest
 
 
 def supervised_logits(
@@ -65,10 +66,12 @@ def score(
     budget: int,
     pad_id: int,
     precision: str,
+    ranks: Ranks = ALONE,
 ) -> Scores:
     """Score examples in eval mode, without touching any random state.
 
-    In order of `examples`, whatever the micro-batches of at most `budget` padded tokens.
+    In order of `examples`, whatever the micro-batches of at most `budget` padded tokens; each is
+    computed by one of the ranks.
     """
     device = next(model.parameters()).device
     loss = np.zeros(len(tokens), np.float64)
@@ -76,7 +79,7 @@ def score(
     correct = np.zeros(len(tokens), np.int64)
     was_training = model.training
     model.eval()
-    for on_cpu in micro_batches(tokens, examples, budget=budget, pad_id=pad_id):
+    for on_cpu in micro_batches(tokens, examples, budget=budget, pad_id=pad_id, rank=ranks):
         batch = on_cpu.to(device)
         with autocast(device, precision):
             logits = supervised_logits(model, batch)
@@ -87,4 +90,5 @@ def score(
         count[batch.examples] = np.bincount(rows, minlength=size)
         correct[batch.examples] = np.bincount(rows, hits.cpu().numpy(), size)
     model.train(was_training)
-    return Scores(loss[examples], count[examples], correct[examples])
+    at_rest(model)
+    return Scores(*(ranks.total(values)[examples] for values in (loss, count, correct)))

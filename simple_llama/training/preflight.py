@@ -11,6 +11,7 @@ import torch
 
 from simple_llama.data.batches import Indices, Plan, epoch_order
 from simple_llama.model.decoder import Decoder
+from simple_llama.training.distributed import local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def preflight(
     It is computed twice: the first time includes what happens once only, such as allocations.
     """
     device = next(model.parameters()).device
-    moments = 0 if optimizer.state else 2 * sum(p.nbytes for p in model.parameters())
+    moments = 0 if optimizer.state else 2 * sum(local(p).nbytes for p in model.parameters())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     reserve = torch.empty(moments, dtype=torch.uint8, device=device)
