@@ -328,6 +328,14 @@ def test_the_stage_ends_in_one_line(tmp_path: Path, data: bytes) -> None:
     assert not list((tmp_path / "data/prepared").iterdir()) and not (tmp_path / "reports").exists()
 
 
+def test_a_file_name_does_not_command_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/\x1b[31mred.json").write_bytes(b"[")
+    done = run_stage(tmp_path, "raw")
+    assert done.code == 1 and "raw/\\x1b[31mred.json" in done.error
+    assert done.error.rstrip("\n").isprintable()
+
+
 def test_the_stage_ends_well(tmp_path: Path) -> None:
     (tmp_path / "raw.json").write_bytes(GOOD_LINES + b"\0\n")
     done = run_stage(tmp_path)
