@@ -789,7 +789,8 @@ def test_pickled_weights_are_refused_and_not_run(
         (folder / name).write_bytes(data)
     line = refusal(lambda: load_model(folder))
     assert f"(found {name}: pickled weights are not read)" in line
-    assert "not a folder" in refusal(lambda: load_model(folder / name))
+    line = refusal(lambda: load_model(folder / name))
+    assert re.search("not a folder|File is not a zip file|it pickles posix.mkdir", line), line
     # under a name that is opened
     index = {"weight_map": {"lm_head.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
