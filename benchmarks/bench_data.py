@@ -86,7 +86,7 @@ def train_tokenizer(path: Path, source: Path) -> Path:
     """On the first 10 MB of the generated text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from simple_llama.data.tokenizer import CONTROL_TOKENS
+    from simple_llama.data.prompt_formats import CONTROL_TOKENS
 
     tokenizer = Tokenizer(models.BPE(unk_token="<UNK>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

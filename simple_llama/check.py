@@ -27,14 +27,14 @@ def check() -> str:
     base = params.section(BaseParams).model_path
     tokens = params.section(TokenizeParams)
     demo = Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)
-    if not demo:
-        _check_base(base, tokens)
+    tokenizer = [] if demo else [_check_base(base, tokens)]
     evaluation = params.section(EvaluateParams)
     if not evaluation.on_validation_split:
         _check_exists("eval_json_path", evaluation.eval_json_path)
     lines = [
         f"params.yaml: {len(params.values)} keys, all valid",
         f"data: {data}, base model: {base}",
+        *tokenizer,
         f"device: {_device(train)}",
     ]
     if not demo and DEMO_STAGE.exists():
@@ -52,13 +52,14 @@ def _check_exists(key: str, path: str) -> None:
         raise InputError(f"params.yaml: {key}: {path} does not exist")
 
 
-def _check_base(base: str, params: TokenizeParams) -> None:
-    """The tokenizer has its control tokens and the base model an embedding for each id."""
-    from simple_llama.data.prompt import ChatTokenizer
+def _check_base(base: str, params: TokenizeParams) -> str:
+    """What the tokenizer is used with; the base model has an embedding for each id it came with."""
+    from simple_llama.data.encoding import open_tokenizer
     from simple_llama.model.folder import check_fits
 
-    tokenizer = ChatTokenizer.from_file(params.tokenizer_path, system_prompt=params.system_prompt)
+    tokenizer = open_tokenizer(params)
     check_fits(base, tokenizer.vocab_size, params.max_seq_len)
+    return tokenizer.description
 
 
 def _device(params: ExecutionParams) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from simple_llama.data.encoding import tokenize
+from simple_llama.data.encoding import open_tokenizer, tokenize
 from simple_llama.errors import one_line_errors
 from simple_llama.files import write_json
 from simple_llama.params import Params, TokenizeParams
@@ -20,7 +20,9 @@ def main() -> None:
         params = Params().section(TokenizeParams)
         # on a terminal, and if it takes longer than 3 seconds
         watch = partial(tqdm, desc="tokenize", unit=" examples", delay=3, disable=None)
-        report = tokenize(params, "data/prepared", "data/tokens", watch)
+        tokenizer = open_tokenizer(params)
+        print(tokenizer.description, flush=True)
+        report = tokenize(params, tokenizer, "data/prepared", "data/tokens", watch)
         write_json("reports/tokenize.json", report)
         print(summary(params, report))
 

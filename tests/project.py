@@ -74,7 +74,12 @@ class Project:
         folder.mkdir()
         texts = [text for text, _ in zip(documents(0), range(400))]
         train_tokenizer(texts, 400).save(str(folder / "bpe.json"))
-        chat = ChatTokenizer.from_file(folder / "bpe.json", system_prompt="", model_max_length=256)
+        chat = ChatTokenizer.from_path(
+            folder / "bpe.json",
+            prompt_format="simple_llama",
+            system_prompt="",
+            model_max_length=256,
+        )
         chat.save(self.root / "tokenizer")
         config = ModelConfig(
             vocab_size=chat.vocab_size,

@@ -168,7 +168,7 @@ def test_control_tokens_stay_text_from_the_file_to_the_ids(
     prepared_bytes(tmp_path, GOOD_LINES + json.dumps(row("q", hostile)).encode())
     records = read(tmp_path / "out/train.jsonl") + read(tmp_path / "out/val.jsonl")
     [messages] = [one["messages"] for one in records if hostile == one["messages"][2]["content"]]
-    chat = ChatTokenizer.from_file(tiny_tokenizer, system_prompt="s")
+    chat = ChatTokenizer.from_path(tiny_tokenizer, prompt_format="auto", system_prompt="s")
     [(ids, mask)] = chat.encode([messages], "last_reply")
     assert chat.decode(ids[mask]) == hostile and ids.tolist().count(chat.stop_id) == 1
 
@@ -328,14 +328,6 @@ def test_the_stage_ends_in_one_line(tmp_path: Path, data: bytes) -> None:
     assert not list((tmp_path / "data/prepared").iterdir()) and not (tmp_path / "reports").exists()
 
 
-def test_a_file_name_does_not_command_the_terminal(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw/\x1b[31mred.json").write_bytes(b"[")
-    done = run_stage(tmp_path, "raw")
-    assert done.code == 1 and "raw/\\x1b[31mred.json" in done.error
-    assert done.error.rstrip("\n").isprintable()
-
-
 def test_the_stage_ends_well(tmp_path: Path) -> None:
     (tmp_path / "raw.json").write_bytes(GOOD_LINES + b"\0\n")
     done = run_stage(tmp_path)
@@ -465,7 +457,7 @@ QUESTION = [
 def tokenizer_works(path: Path, folder: Path) -> str | None:
     """Encodes the same twice, and again after it was saved; or the line of the refusal."""
     try:
-        chat = ChatTokenizer.from_file(path, system_prompt="s")
+        chat = ChatTokenizer.from_path(path, prompt_format="auto", system_prompt="s")
         [(ids, mask)] = chat.encode([QUESTION], "last_reply")
         [(again, _)] = chat.encode([QUESTION], "last_reply")
         assert ids.tolist() == again.tolist() and ids.max() < chat.vocab_size <= MAX_ID + 1
@@ -789,8 +781,7 @@ def test_pickled_weights_are_refused_and_not_run(
         (folder / name).write_bytes(data)
     line = refusal(lambda: load_model(folder))
     assert f"(found {name}: pickled weights are not read)" in line
-    line = refusal(lambda: load_model(folder / name))
-    assert re.search("not a folder|File is not a zip file|it pickles posix.mkdir", line), line
+    assert "not a folder" in refusal(lambda: load_model(folder / name))
     # under a name that is opened
     index = {"weight_map": {"lm_head.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

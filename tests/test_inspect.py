@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simple_llama import cli
-from simple_llama.data.encoding import tokenize
+from simple_llama.data.encoding import open_tokenizer, tokenize
 from simple_llama.data.examples import read_examples
 from simple_llama.data.preparation import prepare
 from simple_llama.data.prompt import ChatTokenizer
@@ -42,7 +42,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> P
     values = Params(COMMITTED).values
     keys = TokenizeParams.__dataclass_fields__
     chosen = {key: values[key] for key in keys} | {"tokenizer_path": str(tiny_tokenizer)}
-    tokenized = tokenize(TokenizeParams(**chosen), root / "data/prepared", root / "data/tokens")
+    settings = TokenizeParams(**chosen)
+    tokenized = tokenize(
+        settings, open_tokenizer(settings), root / "data/prepared", root / "data/tokens"
+    )
     write_json(root / "reports/tokenize.json", tokenized)
     return root
 
@@ -71,7 +74,7 @@ TEXTS = st.text(max_size=40) | st.sampled_from([EVIL, "e\u0301", "  a  b", "🙂
 def test_cells_are_the_tokens_and_their_texts_the_text(
     tiny_tokenizer: Path, prompt: str, reply: str
 ) -> None:
-    chat = ChatTokenizer.from_file(tiny_tokenizer, system_prompt="s")
+    chat = ChatTokenizer.from_path(tiny_tokenizer, prompt_format="auto", system_prompt="s")
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
     [(ids, mask)] = chat.encode([messages], "last_reply")
     cells = list(Speller.from_file(tiny_tokenizer).cells(ids.tolist(), mask.tolist()))

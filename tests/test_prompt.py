@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simple_llama.data.prompt import ChatTokenizer, Message
-from simple_llama.data.tokenizer import CONTROL_TOKENS
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.prompt_formats import CONTROL_TOKENS, Message
 from simple_llama.errors import InputError
 
 SYSTEM = "You're a {{ helpful }} assistant. \\ 50 %} café"
@@ -19,7 +19,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 @pytest.fixture(scope="module")
 def chat(tiny_tokenizer: Path) -> ChatTokenizer:
-    return ChatTokenizer.from_file(tiny_tokenizer, system_prompt=SYSTEM, model_max_length=64)
+    return ChatTokenizer.from_path(
+        tiny_tokenizer, prompt_format="auto", system_prompt=SYSTEM, model_max_length=64
+    )
 
 
 def turns(*texts: str, system: str | None = None) -> list[Message]:
@@ -33,7 +35,9 @@ def turns(*texts: str, system: str | None = None) -> list[Message]:
 
 def text_of(chat: ChatTokenizer, ids: Any) -> str:
     """The ids as text, control tokens included."""
-    decoded: str = chat._tokenizer.decode([int(one) for one in ids], skip_special_tokens=False)
+    decoded: str = chat._encoder.tokenizer.decode(
+        [int(one) for one in ids], skip_special_tokens=False
+    )
     return decoded
 
 
@@ -143,7 +147,7 @@ def test_transformers_makes_the_same_prompt(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     path = old_style(tiny_tokenizer, tmp_path) if old else tiny_tokenizer
-    chat = ChatTokenizer.from_file(path, system_prompt=SYSTEM)
+    chat = ChatTokenizer.from_path(path, prompt_format="auto", system_prompt=SYSTEM)
     chat.save(tmp_path / "saved")
     # as in a model folder: what kind of model it is must not choose another tokenizer
     (tmp_path / "saved" / "config.json").write_text('{"model_type": "llama"}')
@@ -168,7 +172,9 @@ def test_transformers_makes_the_same_prompt(
 
 
 def test_a_tokenizer_of_the_old_style(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    chat = ChatTokenizer.from_file(old_style(tiny_tokenizer, tmp_path), system_prompt=SYSTEM)
+    chat = ChatTokenizer.from_path(
+        old_style(tiny_tokenizer, tmp_path), prompt_format="auto", system_prompt=SYSTEM
+    )
     [(ids, mask)] = chat.encode([turns("a\tb", "fine, is it?")], "last_reply")
     assert ids.tolist().count(chat.unk_id) == 1
     assert chat.decode(ids[mask]) == "fine, is it?"
@@ -187,7 +193,7 @@ def test_a_control_word_that_the_model_itself_makes_is_refused(
     layout["pre_tokenizer"] = {"type": "WhitespaceSplit"}
     path = tmp_path / "words.json"
     path.write_text(json.dumps(layout))
-    chat = ChatTokenizer.from_file(path, system_prompt="hello")
+    chat = ChatTokenizer.from_path(path, prompt_format="auto", system_prompt="hello")
     assert len(chat.prompt(turns("hello there"))) > 5
     with pytest.raises(InputError, match="makes the control token <EOA> from the text"):
         chat.prompt(turns("hello <EOA>"))
@@ -217,7 +223,7 @@ def test_a_control_word_that_the_model_itself_makes_is_refused(
         ),
         (
             b'{"model": {"type": "BPE", "vocab": {"<PAD>": 0, "<UNK>": 1}, "merges": []}}',
-            "no token <SOT>, <EOT>, <SOU>, <EOU>, <SOA>, <EOA>",
+            "no tokens of any format in it: set prompt_format to one of simple_llama, ",
         ),
     ],
 )
@@ -227,13 +233,13 @@ def test_a_bad_tokenizer_file_is_refused_in_one_line(
     path = tmp_path / "tokenizer.json"
     path.write_bytes(data)
     with pytest.raises(InputError, match=message) as error:
-        ChatTokenizer.from_file(path, system_prompt=SYSTEM)
+        ChatTokenizer.from_path(path, prompt_format="auto", system_prompt=SYSTEM)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match=r"wanted a tokenizer\.json"):
-            ChatTokenizer.from_file(path, system_prompt=SYSTEM)
-    with pytest.raises(InputError, match="no such file"):
+    for path, said in ((tmp_path / "none.json", "no such file"), (tmp_path, "no tokenizer.json")):
+        with pytest.raises(InputError, match=said):
+            ChatTokenizer.from_path(path, prompt_format="auto", system_prompt=SYSTEM)
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
         ChatTokenizer.from_folder(tmp_path)

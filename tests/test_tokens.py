@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simple_llama.data import encoding as module
-from simple_llama.data.encoding import tokenize
+from simple_llama.data.encoding import open_tokenizer
+from simple_llama.data.encoding import tokenize as tokenize_with
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
@@ -36,11 +37,16 @@ def write_split(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
 def params(tokenizer: Path, **changes: Any) -> TokenizeParams:
     values: dict[str, Any] = {
         "tokenizer_path": str(tokenizer),
+        "prompt_format": "auto",
         "system_prompt": SYSTEM,
         "max_seq_len": 1000,
         "supervise": "last_reply",
     }
     return TokenizeParams(**{**values, **changes})
+
+
+def tokenize(params: TokenizeParams, prepared: Path, folder: Path) -> dict[str, Any]:
+    return tokenize_with(params, open_tokenizer(params), prepared, folder)
 
 
 TRAIN = [conversation(index, 1 + index % 4) for index in range(20)]
@@ -55,7 +61,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def expected(tokenizer: Path) -> list[Any]:
-    chat = ChatTokenizer.from_file(tokenizer, system_prompt=SYSTEM)
+    chat = ChatTokenizer.from_path(tokenizer, prompt_format="auto", system_prompt=SYSTEM)
     return chat.encode([one["messages"] for one in TRAIN], "last_reply")
 
 

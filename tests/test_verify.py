@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from simple_llama import cli
-from simple_llama.data import prompt
-from simple_llama.data.encoding import tokenize
-from simple_llama.data.prompt import ChatTokenizer, Message
+from simple_llama.data.encoding import open_tokenizer, tokenize
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.prompt_formats import FORMATS, Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation import verify
 from simple_llama.evaluation.verify import Check, Subject, checks
-from simple_llama.model import attention, config_json, decoder, folder, rope
+from simple_llama.model import attention, decoder, folder, rope
 from simple_llama.model.attention import KVCache
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
@@ -64,7 +64,7 @@ def conversations(count: int) -> list[list[Message]]:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_tokenizer: Path) -> ChatTokenizer:
-    return ChatTokenizer.from_file(tiny_tokenizer, system_prompt=SYSTEM)
+    return ChatTokenizer.from_path(tiny_tokenizer, prompt_format="auto", system_prompt=SYSTEM)
 
 
 @pytest.fixture
@@ -176,10 +176,16 @@ def test_padding_that_is_attended_to_shows(
     assert ALL[2] in failed(subject)
 
 
+ANOTHER_NEWLINE = replace(
+    FORMATS["simple_llama"],
+    reply=replace(FORMATS["simple_llama"].reply, joiner=("\n\n",)),
+)
+
+
 def test_another_newline_in_the_prompt_shows(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt, "BEFORE_REPLY", "\n\n")
+    monkeypatch.setattr(subject.tokenizer, "_format", ANOTHER_NEWLINE)
     results = {check.name: check for check in checks(subject)}
     assert [name for name, check in results.items() if not check.holds] == [ALL[3]]
     assert results[ALL[3]].difference == 9
@@ -288,13 +294,13 @@ def test_saving_in_bfloat16_shows(subject: Subject, monkeypatch: pytest.MonkeyPa
 
 
 def test_saving_another_config_shows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = config_json.config_json
+    config_json = folder._config_json
 
     def without_theta(config: ModelConfig) -> dict[str, Any]:
-        written = write(config)
+        written = config_json(config)
         return {key: value for key, value in written.items() if not key.startswith("rope")}
 
-    monkeypatch.setattr(folder, "config_json", without_theta)
+    monkeypatch.setattr(folder, "_config_json", without_theta)
     model = random_model(vocab_size=subject.tokenizer.vocab_size, rope_theta=500.0)
     assert failed(replace(subject, model=model)) == {ALL[9]}
 
@@ -322,7 +328,8 @@ def project(
     long = [{"role": "user", "content": "why? " * 200}, {"role": "assistant", "content": "so"}]
     write_prepared("train", conversations(12))
     write_prepared("val", [conversations(1)[0], long, *conversations(9)[1:]])
-    tokenize(Params().section(TokenizeParams), "data/prepared", "data/tokens")
+    params = Params().section(TokenizeParams)
+    tokenize(params, open_tokenizer(params), "data/prepared", "data/tokens")
     save_model(subject.model, "base", "data/tokens/tokenizer")
     return tmp_path
 
@@ -363,7 +370,7 @@ def test_the_command_takes_the_tuned_model_where_there_is_one(
 def test_a_failed_check_is_one_line_and_exit_code_1(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt, "BEFORE_REPLY", "\n\n")
+    monkeypatch.setitem(FORMATS, "simple_llama", ANOTHER_NEWLINE)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == "error: 1 of 10 checks failed: training prompt = inference prompt"

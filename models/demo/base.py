@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.demo.texts import documents
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.data.tokenizer import CONTROL_TOKENS
+from simple_llama.data.prompt_formats import CONTROL_TOKENS
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
 from simple_llama.model.config import ModelConfig
@@ -72,8 +72,11 @@ def main() -> None:
         texts = list(documents(params.seed))
         tokenizer = train_tokenizer(texts, shape.vocab_size)
         tokenizer.save(f"{folder}/bpe.json")
-        chat = ChatTokenizer.from_file(
-            f"{folder}/bpe.json", system_prompt="", model_max_length=params.max_seq_len
+        chat = ChatTokenizer.from_path(
+            f"{folder}/bpe.json",
+            prompt_format="simple_llama",
+            system_prompt="",
+            model_max_length=params.max_seq_len,
         )
         chat.save(f"{folder}/tokenizer")
         model = Decoder(

@@ -26,8 +26,19 @@ BATCH_EXAMPLES = 1024
 BATCH_CHARACTERS = 2**20
 
 
+def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
+    """The tokenizer and format that the params name. Raises InputError where they do not fit."""
+    return ChatTokenizer.from_path(
+        params.tokenizer_path,
+        prompt_format=params.prompt_format,
+        system_prompt=params.system_prompt,
+        model_max_length=params.max_seq_len,
+    )
+
+
 def tokenize(
     params: TokenizeParams,
+    tokenizer: ChatTokenizer,
     prepared: str | Path,
     folder: str | Path,
     watch: Callable[[Iterable[Example]], Iterable[Example]] = iter,
@@ -38,11 +49,6 @@ def tokenize(
     in unnamed temporary files in `folder`. Raises InputError where a split stays empty.
     """
     prepared, folder = Path(prepared), Path(folder)
-    tokenizer = ChatTokenizer.from_file(
-        params.tokenizer_path,
-        system_prompt=params.system_prompt,
-        model_max_length=params.max_seq_len,
-    )
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         dropped = stack.enter_context(atomic_write(folder / "dropped.jsonl"))
@@ -114,7 +120,8 @@ class _Split:
         self.starts.append(self.starts[-1] + len(ids))
         self.rows.append(row)
         self.supervised += int(np.count_nonzero(mask))
-        self.unknown += int(np.count_nonzero(ids == self.tokenizer.unk_id))
+        if self.tokenizer.unk_id is not None:
+            self.unknown += int(np.count_nonzero(ids == self.tokenizer.unk_id))
 
     def write(self, path: Path) -> None:
         """The safetensors file: header, then the fields in the order of FIELDS."""

@@ -1,135 +1,153 @@
 """Conversations → token ids and loss masks: one rendering for training and for inference.
 
-    <SOT>system<EOT>\\n\\n<SOU>user<EOU>\\n<SOA>reply<EOA>\\n\\n<SOU>user<EOU>\\n<SOA>reply<EOA>
-                                                                           ^^^^^^^^^^ last_reply
-    |-------------------- the inference prompt ends after <SOA> ----------|
+Control tokens come from ids, never from text. Each run of text between two of them is encoded on
+its own, as `transformers` does with a rendered prompt; a control token that stands in the data
+stays text here.
 
-Control tokens come from ids, never from text: each segment between two of them is encoded on its
-own, so an `<EOA>` that stands in the data stays text.
-"""
+    <|im_start|> system\\nBe brief. <|im_end|> \\n <|im_start|> user\\nq <|im_end|> \\n <|im_start|> assistant\\nReply <|im_end|>
+                 one text                     one               one text                       the prompt's ids, then the reply's
+"""  # noqa: E501
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simple_llama.data.tokenizer import (
-    CONTROL_TOKENS,
-    decode_ids,
-    encode_texts,
-    load_tokenizer,
-    special_ids,
-    unknown_id,
-)
+from simple_llama.data.format_choice import FormatChoice, choose_format
+from simple_llama.data.prompt_formats import Control, Message
+from simple_llama.data.tokenizer import TextEncoder, adapt, special_ids
+from simple_llama.data.tokenizer_source import CONFIG, TOKENIZER, TokenizerSource
 from simple_llama.errors import InputError
-from simple_llama.files import atomic_write, read_json, write_json
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-Message = Mapping[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+from simple_llama.files import atomic_write, write_json
 
 Encoded = tuple[NDArray[np.uint32], NDArray[np.bool_]]
 """Token ids (T,) and, for each, whether it is a target of the loss (T,)."""
 
-BEFORE_USER = "\n\n"
-BEFORE_REPLY = "\n"
+Text = tuple[str, bool]
+"""A run of text, and whether it stands at the start of the conversation."""
 
-MAX_REPEATED = 1024
-"""System prompts and separators whose ids are kept."""
+Run = tuple[int | Text, int]
+"""A control id and whether it is a target, 0 or 1; or a text and how many of its characters come
+before its target."""
 
-CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] == 'system' -%}
-{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}
-{%- else -%}
-{%- set system = 'SYSTEM_PROMPT' -%}{%- set turns = messages -%}
-{%- endif -%}
-{{- '<SOT>' + system + '<EOT>' -}}
-{%- for message in turns -%}
-{%- if message['role'] == 'user' -%}
-{{- '\\n\\n<SOU>' + message['content'] + '<EOU>' -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- '\\n<SOA>' -}}{%- generation -%}{{- message['content'] + '<EOA>' -}}{%- endgeneration -%}
-{%- else -%}
-{{- raise_exception('roles are: one system at the start, then user and assistant') -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '\\n<SOA>' -}}{%- endif -%}
-"""
+TRIAL: list[Message] = [
+    {"role": "user", "content": "Hello there"},
+    {"role": "assistant", "content": "Hello"},
+]
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer and the SimpleLLaMA prompt format.
+    """A Hugging Face tokenizer and a prompt format.
 
     Ids go from 0 to vocab_size - 1. A conversation is a list of messages: an optional system
     prompt (without one, the default stands in), then user and assistant in turns.
     """
 
     def __init__(
-        self, tokenizer: "Tokenizer", system_prompt: str, model_max_length: int | None = None
+        self,
+        encoder: TextEncoder,
+        choice: FormatChoice,
+        system_prompt: str,
+        model_max_length: int | None = None,
+        base_vocab_size: int | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._encoder, self._format, self._reason = encoder, choice.format, choice.reason
         self.system_prompt = system_prompt
         self.model_max_length = model_max_length
-        ids: list[int] = [_id(tokenizer, token) for token in CONTROL_TOKENS]
-        self.pad_id, unk_id, self._sot, self._eot, self._sou, self._eou, self._soa, self.stop_id = (
-            ids
-        )
-        self.unk_id = unknown_id(tokenizer, unk_id)
-        self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
+        self.vocab_size = encoder.vocab_size
+        self.base_vocab_size = base_vocab_size or self.vocab_size - len(encoder.added)
+        """Without the control tokens that were added, which no base model has embeddings for."""
+        self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
+        self.stop_id = self._ids[self._format.stop]
+        self.pad_id = encoder.id_of(encoder.pad)
+        self.unk_id = None if encoder.unk is None else encoder.id_of(encoder.unk)
         self._is_control = np.zeros(self.vocab_size, bool)
-        self._is_control[[*ids, *special_ids(tokenizer)]] = True
-        self._is_control[self.unk_id] = False
-        self._repeated: dict[str, list[int]] = {}
+        self._is_control[[*self._ids.values(), self.pad_id, *special_ids(encoder.tokenizer)]] = True
+        if self.unk_id is not None:
+            self._is_control[self.unk_id] = False
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, *, system_prompt: str, model_max_length: int | None = None
+    def from_path(
+        cls,
+        path: str | Path,
+        *,
+        prompt_format: str,
+        system_prompt: str,
+        model_max_length: int | None = None,
     ) -> "ChatTokenizer":
-        """From a tokenizer.json. Raises InputError where it is none, or lacks a control token."""
-        return cls(load_tokenizer(Path(path)), system_prompt, model_max_length)
+        """From a tokenizer.json, or a folder that holds one, of any origin.
+
+        Raises InputError where it is none, nothing points to a format, or the two do not fit.
+        """
+        chat = cls._of(TokenizerSource.read(path), prompt_format, system_prompt, model_max_length)
+        chat.encode([TRIAL], "last_reply")
+        return chat
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ChatTokenizer":
-        """From what `save` wrote. Raises InputError."""
-        config_path = Path(folder) / "tokenizer_config.json"
-        config = read_json(config_path)
-        prompt = config.get("default_system_prompt") if isinstance(config, dict) else None
+        """From what `save` wrote; from a folder of others, without a default system prompt.
+
+        Raises InputError.
+        """
+        source = TokenizerSource.read(folder)
+        prompt = source.config.get("default_system_prompt", "")
         if not isinstance(prompt, str):
-            raise InputError(f"{config_path}: no text under 'default_system_prompt'")
-        length = config.get("model_max_length")
-        return cls(
-            load_tokenizer(Path(folder) / "tokenizer.json"),
-            prompt,
-            length if isinstance(length, int) else None,
-        )
+            raise InputError(f"{Path(folder) / CONFIG}: no text under 'default_system_prompt'")
+        length, size = (source.config.get(key) for key in ("model_max_length", "base_vocab_size"))
+        chat = cls._of(source, "auto", prompt, length if isinstance(length, int) else None)
+        if isinstance(size, int) and 0 < size <= chat.vocab_size:
+            chat.base_vocab_size = size
+        return chat
+
+    @classmethod
+    def _of(
+        cls, source: TokenizerSource, prompt_format: str, system_prompt: str, length: int | None
+    ) -> "ChatTokenizer":
+        choice = choose_format(prompt_format, source)
+        tokens, stop = choice.format.tokens, choice.format.stop
+        begin = choice.format.begin
+        encoder = adapt(source, tokens, stop=stop, bos=begin[0] if begin else None)
+        return cls(encoder, choice, system_prompt, length)
 
     def save(self, folder: str | Path) -> None:
         """tokenizer.json and tokenizer_config.json, which `transformers` loads as they are."""
         folder = Path(folder)
-        with atomic_write(folder / "tokenizer.json") as file:
-            file.write(f"{self._tokenizer.to_str(pretty=True)}\n".encode())
+        with atomic_write(folder / TOKENIZER) as file:
+            file.write(f"{self._encoder.to_json()}\n".encode())
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": "<PAD>",
-            "eos_token": "<EOA>",
-            "unk_token": self._tokenizer.id_to_token(self.unk_id),
+            "bos_token": self._encoder.bos,
+            "pad_token": self._encoder.pad,
+            "eos_token": self._format.stop,
+            "unk_token": self._encoder.unk,
+            "add_bos_token": self._encoder.bos is not None,
             "clean_up_tokenization_spaces": False,
+            "prompt_format": self._format.name,
             "default_system_prompt": self.system_prompt,
+            "base_vocab_size": self.base_vocab_size,
             "chat_template": self.chat_template,
+            "model_max_length": self.model_max_length,
         }
-        if self.model_max_length is not None:
-            config["model_max_length"] = self.model_max_length
-        write_json(folder / "tokenizer_config.json", config)
+        known = {key: value for key, value in config.items() if value is not None}
+        write_json(folder / CONFIG, known)
 
     @property
     def chat_template(self) -> str:
         """The prompt format as Jinja, for `transformers` and servers."""
-        escaped = self.system_prompt.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-        return CHAT_TEMPLATE.replace("SYSTEM_PROMPT", escaped)
+        return self._format.chat_template(self.system_prompt)
+
+    @property
+    def description(self) -> str:
+        """The format, why it is that one, and what was added to the tokenizer for it."""
+        added = self._encoder.added
+        said = f"prompt format {self._format.name}: {self._reason}"
+        if added:
+            said += (
+                f"; the tokenizer lacks {', '.join(added)}: added, with embeddings to be learned"
+            )
+        return said
 
     def encode(
         self,
@@ -137,13 +155,12 @@ class ChatTokenizer:
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[Encoded]:
         """Training examples of conversations that end with a reply, each encoded whole."""
-        rendered = [self._render(messages, supervise) for messages in conversations]
-        return self._assemble(rendered)
+        return self._assemble([self._runs(one, supervise) for one in conversations])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Inference prompt of a conversation that ends with a user turn."""
         assert messages[-1]["role"] == "user", messages[-1]["role"]
-        [(ids, _)] = self._assemble([self._render(messages, "last_reply")])
+        [(ids, _)] = self._assemble([self._runs(messages, "last_reply")])
         return [int(token) for token in ids]
 
     def has_control(self, ids: Sequence[int]) -> bool:
@@ -152,91 +169,100 @@ class ChatTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
-        return decode_ids(self._tokenizer, [int(token) for token in ids])
+        return self._encoder.decode([int(token) for token in ids])
 
-    def _render(self, messages: Sequence[Message], supervise: str) -> list[tuple[int | str, bool]]:
-        """Control ids and text segments, each with whether its tokens are targets of the loss."""
-        system, turns = self.system_prompt, list(messages)
-        if turns[0]["role"] == "system":
-            system = turns.pop(0)["content"]
-        pieces: list[tuple[int | str, bool]] = [
-            (self._sot, False),
-            (system, False),
-            (self._eot, False),
-        ]
-        last = len(turns) - 1
-        for index, message in enumerate(turns):
-            assert message["role"] == ("assistant" if index % 2 else "user"), message["role"]
-            if message["role"] == "user":
-                pieces += (
-                    (BEFORE_USER, False),
-                    (self._sou, False),
-                    (message["content"], False),
-                    (self._eou, False),
-                    (BEFORE_REPLY, False),
-                    (self._soa, False),
-                )
+    def _runs(
+        self, messages: Sequence[Message], supervise: Literal["last_reply", "all_replies"]
+    ) -> list[Run]:
+        """The rendered pieces, neighbouring texts joined."""
+        runs: list[Run] = []
+        text, before = "", 0
+        for piece, target in self._format.render(messages, self.system_prompt, supervise):
+            if isinstance(piece, Control):
+                if text:
+                    runs.append(((text, not runs), before))
+                    text, before = "", 0
+                runs.append((self._ids[piece], target))
             else:
-                target = supervise == "all_replies" or index == last
-                pieces += ((message["content"], target), (self.stop_id, target))
-        return pieces
+                text += piece
+                if not target:
+                    before = len(text)
+        if text:
+            runs.append(((text, not runs), before))
+        return runs
 
-    def _assemble(self, rendered: list[list[tuple[int | str, bool]]]) -> list[Encoded]:
-        text_ids = self._encode_texts(rendered)
+    def _assemble(self, conversations: list[list[Run]]) -> list[Encoded]:
+        text_ids = self._encode_texts(conversations)
         ids: list[int] = []
         mask: list[bool] = []
         ends: list[int] = []
         controls = 0
-        for pieces in rendered:
-            for piece, target in pieces:
-                if isinstance(piece, int):
-                    ids.append(piece)
-                    mask.append(target)
+        for runs in conversations:
+            for run, before in runs:
+                if isinstance(run, int):
+                    ids.append(run)
+                    mask.append(before == 1)
                     controls += 1
                 else:
-                    segment = text_ids[piece]
+                    segment = text_ids[run]
+                    prompt = _prompt_length(run, before, text_ids)
                     ids += segment
-                    mask += [target] * len(segment)
+                    mask += [False] * prompt
+                    mask += [True] * (len(segment) - prompt)
             ends.append(len(ids))
         flat_ids, flat_mask = np.array(ids, np.uint32), np.array(mask, np.bool_)
         if np.count_nonzero(self._is_control[flat_ids]) != controls:
             self._refuse_control_from_text(text_ids)
         return [(flat_ids[start:end], flat_mask[start:end]) for start, end in zip([0, *ends], ends)]
 
-    def _encode_texts(self, rendered: list[list[tuple[int | str, bool]]]) -> dict[str, list[int]]:
-        """The ids of each distinct text segment."""
-        if len(self._repeated) > MAX_REPEATED:
-            self._repeated.clear()
-        found: dict[str, list[int]] = {}
-        # 1: the system prompt
-        repeated = {BEFORE_USER, BEFORE_REPLY, *(str(pieces[1][0]) for pieces in rendered)}
-        new = list(repeated - self._repeated.keys())
-        self._repeated.update(zip(new, encode_texts(self._tokenizer, new)))
-        for text in repeated:
-            found[text] = self._repeated[text]
-        texts = {
-            piece: None
-            for pieces in rendered
-            for piece, _ in pieces
-            if isinstance(piece, str) and piece not in found
-        }
-        found.update(zip(texts, encode_texts(self._tokenizer, list(texts))))
+    def _encode_texts(self, conversations: list[list[Run]]) -> dict[Text, list[int]]:
+        """The ids of each distinct text, and of what in it comes before a target."""
+        texts: dict[Text, None] = {}
+        for runs in conversations:
+            for run, before in runs:
+                if not isinstance(run, int):
+                    texts[run] = None
+                    if 0 < before < len(run[0]):
+                        texts[run[0][:before], run[1]] = None
+        found: dict[Text, list[int]] = {}
+        for at_start in (True, False):
+            part = [text for text in texts if text[1] == at_start]
+            ids = self._encoder.encode([text for text, _ in part], at_start=at_start)
+            found.update(zip(part, ids))
         return found
 
-    def _refuse_control_from_text(self, text_ids: dict[str, list[int]]) -> None:
-        for text, ids in text_ids.items():
+    def _refuse_control_from_text(self, text_ids: dict[Text, list[int]]) -> None:
+        for (text, _), ids in text_ids.items():
             for token in ids:
                 if self._is_control[token]:
-                    name = self._tokenizer.id_to_token(token)
-                    shown = text if len(text) <= 60 else text[:57] + "..."
+                    name = self._encoder.tokenizer.id_to_token(token)
                     raise InputError(
-                        f"the tokenizer makes the control token {name} from the text {shown!r}: "
-                        f"its model must not hold {name} as a word"
+                        f"the tokenizer makes the control token {name} from the text "
+                        f"{_shown(text)}: its model must not hold {name} as a word"
                     )
         raise AssertionError("control ids were counted wrongly")
 
 
-def _id(tokenizer: "Tokenizer", token: str) -> int:
-    found = tokenizer.token_to_id(token)
-    assert found is not None, token
-    return found
+def _prompt_length(run: Text, before: int, text_ids: dict[Text, list[int]]) -> int:
+    """How many ids of a text come before its target.
+
+    Generation starts after the ids of the prompt alone, so training must see the same. Raises
+    InputError where the tokenizer makes other ids of the prompt when a reply follows.
+    """
+    text, at_start = run
+    if before == 0:
+        return 0
+    if before == len(text):
+        return len(text_ids[run])
+    prompt = text_ids[text[:before], at_start]
+    if text_ids[run][: len(prompt)] != prompt:
+        raise InputError(
+            f"the tokenizer makes other ids of {_shown(text[max(0, before - 20) : before])} when "
+            f"{_shown(text[before:])} follows: wanted another prompt_format; the prompt of "
+            "simple_llama ends in a control token and goes with every tokenizer"
+        )
+    return len(prompt)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

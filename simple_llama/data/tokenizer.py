@@ -1,138 +1,184 @@
-"""A tokenizer.json → a tokenizer that encodes text and nothing but text.
+"""A tokenizer of any origin → one that encodes text and nothing but text.
 
-The control tokens of the prompt format must be in it; `prompt.py` puts them between the texts.
+Control tokens are put between the texts by `prompt.py`, as ids. What a tokenizer would add or cut
+off by itself is taken away; what it lacks for a prompt format is added.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simple_llama.data.tokenizer_source import KNOWN, TokenizerSource, parse, refusing, steps
 from simple_llama.errors import InputError
-from simple_llama.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CONTROL_TOKENS = ("<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>")
-MAX_FILE_BYTES = 256 * 2**20
 MAX_ID = 2**24
 """A few tables have an entry for each id up to the highest."""
 
 
-def load_tokenizer(path: Path) -> "Tokenizer":
-    """The tokenizer of a file, changed so that it encodes text and nothing but text.
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A tokenizer made ready: it encodes and decodes text, and knows its control tokens by id."""
 
-    Raises InputError where the file is no tokenizer.json or lacks a control token.
-    """
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, wanted a tokenizer.json") from None
-    if not path.is_file():
-        raise InputError(f"{path}: not a file, wanted a tokenizer.json")
-    if size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: {size} bytes, a tokenizer has at most {MAX_FILE_BYTES}")
-    layout = read_json(path)
-    if not isinstance(layout, dict) or not isinstance(layout.get("model"), dict):
-        raise InputError(f"{path}: not a tokenizer: no 'model' in it")
-    tokenizer = _parse(path, layout)
-    missing = [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise InputError(f"{path}: no token {', '.join(missing)} (a SimpleLLaMA prompt needs them)")
-    _adapt(layout, tokenizer)
-    tokenizer = _parse(path, layout)
-    tokenizer.encode_special_tokens = True
-    ids = {tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
-    if len(ids) < len(CONTROL_TOKENS):
-        raise InputError(f"{path}: two of {', '.join(CONTROL_TOKENS)} share an id")
-    highest = max(tokenizer.get_vocab().values())
-    if highest > MAX_ID:
-        raise InputError(f"{path}: a token has the id {highest}, wanted at most {MAX_ID}")
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    if unknown in CONTROL_TOKENS and unknown != "<UNK>":
-        raise InputError(f"{path}: {unknown} cannot stand for unknown text, wanted <UNK>")
-    return tokenizer
+    tokenizer: "Tokenizer"
+    within: "Tokenizer"
+    """The same for text after a control token, where some put no space before a first word."""
+    pad: str
+    unk: str | None
+    """What stands for text that the vocabulary lacks; some lack none."""
+    bos: str | None
+    """What each conversation begins with."""
+    added: tuple[str, ...]
+    """Control tokens that the tokenizer had not; the highest ids."""
 
+    def id_of(self, token: str) -> int:
+        """Of a token that is known to be there."""
+        found = self.tokenizer.token_to_id(token)
+        assert found is not None, token
+        return int(found)
 
-def _parse(path: Path, layout: dict[str, Any]) -> "Tokenizer":
-    from tokenizers import Tokenizer
+    @property
+    def vocab_size(self) -> int:
+        """The highest id plus one."""
+        return int(max(self.tokenizer.get_vocab().values())) + 1
 
-    with _refusing(f"{path}: not a tokenizer"):
-        return Tokenizer.from_str(json.dumps(layout))
+    def encode(self, texts: list[str], *, at_start: bool) -> list[list[int]]:
+        """The ids of each text, at the start of a conversation or after a control token.
 
+        Raises InputError where the tokenizer's parts do not work together.
+        """
+        tokenizer = self.tokenizer if at_start else self.within
+        with refusing("the tokenizer cannot encode a text"):
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
 
-def encode_texts(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
-    """The ids of each text. Raises InputError where the tokenizer's parts do not work together."""
-    with _refusing("the tokenizer cannot encode a text"):
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids without control tokens. Raises InputError as encode does."""
+        with refusing("the tokenizer cannot decode"):
+            text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+            return text
 
-
-def decode_ids(tokenizer: "Tokenizer", ids: list[int]) -> str:
-    """The text of ids without control tokens. Raises InputError as encode_texts does."""
-    with _refusing("the tokenizer cannot decode"):
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    def to_json(self) -> str:
+        """A tokenizer.json."""
+        text: str = self.tokenizer.to_str(pretty=True)
         return text
 
 
-@contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Turn what the Rust library raises, of whatever type, into an InputError."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the library is no Exception
-        text = " ".join(str(error).split())
-        text = text if len(text) <= 200 else text[:197] + "..."
-        raise InputError(f"{what}: {text}") from None
+def adapt(
+    source: TokenizerSource, control: Sequence[str], stop: str, bos: str | None
+) -> TextEncoder:
+    """The tokenizer, changed so that it encodes text alone, with all `control` tokens in it.
 
-
-def _adapt(layout: dict[str, Any], tokenizer: "Tokenizer") -> None:
-    """Change a tokenizer.json so that text is encoded as SimpleLLaMA prompts need it."""
+    bos: of those, what stands first in each conversation and so before a text of its own too.
+    Raises InputError where one of them cannot be told from text.
+    """
+    layout = json.loads(json.dumps(source.layout))
+    unk = _adapt_model(layout["model"], source)
+    pad = source.named("pad") or unk or source.named("eos") or stop
     # what adds a token or cuts one off is none of the prompt format
     layout.update(post_processor=None, truncation=None, padding=None)
-    model = layout["model"]
-    if model.get("dropout") is not None:  # of BPE merges: another encoding each time
-        model["dropout"] = None
-    if isinstance(model.get("vocab"), list):  # Unigram
-        if model.get("unk_id") is None:
-            model["unk_id"] = tokenizer.token_to_id("<UNK>")
-    elif model.get("unk_token") is None:
-        # without one, BPE drops characters it does not know
-        model["unk_token"] = "<UNK>"
-    added = layout.get("added_tokens") or []
-    for token in added:
-        if token["content"] in CONTROL_TOKENS:
-            token["special"] = True
-    known = {token["content"] for token in added}
-    added = added + [
-        {
-            "id": tokenizer.token_to_id(token),
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for token in CONTROL_TOKENS
-        if token not in known
-    ]
-    layout["added_tokens"] = sorted(added, key=lambda token: int(token["id"]))
-    for step in _steps(layout.get("pre_tokenizer"), "pretokenizers"):
-        # 'first' means the start of the whole prompt, which is a control token
-        if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
-            step["prepend_scheme"] = "never"
+    special = {*control, pad, *([unk] if unk in KNOWN["unk"] else [])}
+    _adapt_added_tokens(layout, source, special)
     if layout.get("decoder") is None:
         layout["decoder"] = _decoder(layout.get("pre_tokenizer"))
+    missing = [token for token in control if source.tokenizer.token_to_id(token) is None]
+    tokenizer = _ready(source.path, layout, missing, bos)
+    encoder = TextEncoder(
+        tokenizer=tokenizer,
+        within=_within(source.path, layout, missing, bos) or tokenizer,
+        pad=pad,
+        unk=unk,
+        bos=bos,
+        added=tuple(missing),
+    )
+    _check_ids(source.path, encoder, control)
+    return encoder
+
+
+def _check_ids(path: Path, encoder: TextEncoder, control: Sequence[str]) -> None:
+    if encoder.unk in control:
+        raise InputError(f"{path}: {encoder.unk} cannot stand for unknown text, wanted <UNK>")
+    ids = list(encoder.tokenizer.get_vocab().values())
+    if max(ids) > MAX_ID:
+        raise InputError(f"{path}: a token has the id {max(ids)}, wanted at most {MAX_ID}")
+    own = [encoder.id_of(token) for token in control]
+    if len(set(own)) < len(own):
+        raise InputError(f"{path}: two of {', '.join(control)} share an id")
+    for token in encoder.added:
+        if ids.count(encoder.id_of(token)) > 1:
+            raise InputError(f"{path}: its ids have gaps, so {token} cannot be added")
+
+
+def _ready(
+    path: Path, layout: dict[str, Any], missing: Sequence[str], bos: str | None
+) -> "Tokenizer":
+    """Parsed, with the missing tokens, and blind to control tokens in text.
+
+    `bos` is put before texts that others encode by themselves; we never let it."""
+    from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = parse(path, layout)
+    with refusing(f"{path}: not a tokenizer"):
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in missing])
+        if bos is not None:
+            ids = [(bos, tokenizer.token_to_id(bos))]
+            tokenizer.post_processor = TemplateProcessing([bos, "$A"], [bos, "$A", "$B:1"], ids)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _within(
+    path: Path, layout: dict[str, Any], missing: Sequence[str], bos: str | None
+) -> "Tokenizer | None":
+    """For text that is not the first of a conversation, where that makes a difference."""
+    differs = False
+    layout = json.loads(json.dumps(layout))
+    for step in steps(layout.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
+            step["prepend_scheme"] = "never"
+            differs = True
+    return _ready(path, layout, missing, bos) if differs else None
+
+
+def _adapt_model(model: dict[str, Any], source: TokenizerSource) -> str | None:
+    """Encode always the same and drop nothing; the token that stands for unknown text."""
+    if model.get("dropout") is not None:  # of BPE merges: another encoding each time
+        model["dropout"] = None
+    unk = source.unk
+    if isinstance(model.get("vocab"), list):  # Unigram
+        if model.get("unk_id") is None and unk is not None:
+            model["unk_id"] = source.tokenizer.token_to_id(unk)
+        known = model.get("unk_id")
+        return source.tokenizer.id_to_token(known) if isinstance(known, int) else None
+    if model.get("unk_token") is None and unk is not None:
+        # without one, BPE drops characters it does not know
+        model["unk_token"] = unk
+    token = model.get("unk_token")
+    return token if isinstance(token, str) and source.has(token) else None
+
+
+def _adapt_added_tokens(layout: dict[str, Any], source: TokenizerSource, special: set[str]) -> None:
+    """Those that are special are so whatever stands around them: as when they are put in as ids."""
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {**token, **plain, "special": True} if token["content"] in special else token
+        for token in layout.get("added_tokens") or []
+    ]
+    known = {token["content"] for token in added}
+    for token in sorted(special - known):
+        if (token_id := source.tokenizer.token_to_id(token)) is not None:
+            added.append({"id": token_id, "content": token, **plain, "special": True})
+    layout["added_tokens"] = sorted(added, key=lambda token: int(token["id"]))
 
 
 def _decoder(pre_tokenizer: Any) -> dict[str, Any] | None:
     """The byte-level decoder where the tokenizer is byte-level and says nothing."""
-    for step in _steps(pre_tokenizer, "pretokenizers"):
+    for step in steps(pre_tokenizer, "pretokenizers"):
         if step.get("type") == "ByteLevel":
             bytes_to_text = {
                 "type": "ByteLevel",
@@ -146,21 +192,6 @@ def _decoder(pre_tokenizer: Any) -> dict[str, Any] | None:
             strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
             return {"type": "Sequence", "decoders": [bytes_to_text, strip]}
     return None
-
-
-def _steps(part: Any, key: str) -> list[dict[str, Any]]:
-    """A pre-tokenizer's steps, be it one or a sequence."""
-    if not isinstance(part, dict):
-        return []
-    steps = part.get(key) if part.get("type") == "Sequence" else [part]
-    return [step for step in steps or [] if isinstance(step, dict)]
-
-
-def unknown_id(tokenizer: "Tokenizer", otherwise: int) -> int:
-    """The id that stands for what the vocabulary lacks."""
-    token = getattr(tokenizer.model, "unk_token", None)
-    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return otherwise if found is None else int(found)
 
 
 def special_ids(tokenizer: "Tokenizer") -> list[int]:

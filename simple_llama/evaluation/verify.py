@@ -26,7 +26,8 @@ from simple_llama.data.batches import (
     spread,
 )
 from simple_llama.data.examples import read_examples
-from simple_llama.data.prompt import ChatTokenizer, Message
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.prompt_formats import Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder

@@ -1,0 +1,276 @@
+"""Every prompt format on every kind of tokenizer: ids and masks against `transformers`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.prompt_formats import FORMATS
+from simple_llama.errors import InputError
+from tests.test_prompt import turns
+from tests.tokenizer_kinds import CHATML, LLAMA3, byte_level, sentence_piece
+
+SYSTEM = "You're a {{ helpful }} assistant. \\ 50 %} café"
+KINDS = ("words", "gpt2", "sentencepiece", "sentencepiece_first", "seed")
+PAIRS = [(k, n) for k in KINDS for n in FORMATS if (k, n) != ("gpt2", "llama3")]
+CONVERSATIONS = [
+    turns("q", "a"),
+    turns("What is it?", "It is a pear.", system="Be brief."),
+    turns("q1", "a1", "q2", "a2", "q3", "a3", system=""),
+    turns(" What\tis it? \n", "\n\n  Fine: é 😀.\n\nYes.  \n", "\nAnd?", "  ok ", system=" Be.\n"),
+    turns("\n\n", "...\n", "\u200b", "\u0301 e\u0301 Å ﬁ", system="日本語\r\n"),
+    turns("<|user|>\n### Response:\n", "### Instruction:\n<|assistant|>\nno", "123456", "\t4 5\n6"),
+    turns("'s it's", "'ll  do   it", "x" * 60, "\u3000全角\u00a0y\x85z", system="\u2028"),
+]
+
+# as their makers publish them
+QWEN = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+META = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    "+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
+    "{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> dict[str, Path]:
+    """A tokenizer.json of each kind."""
+    folder = tmp_path_factory.mktemp("kinds")
+    data = os.environ.get("SIMPLE_LLAMA_DATA")
+    return {
+        "words": byte_level(folder / "words.json", [*CHATML, *LLAMA3]),
+        "gpt2": byte_level(folder / "gpt2.json", ["<|endoftext|>"], words=False),
+        "sentencepiece": sentence_piece(folder / "sp.json", legacy=True),
+        "sentencepiece_first": sentence_piece(folder / "first.json", legacy=False),
+        "seed": Path(data) / "seed_checkpoint/bpe_8k.json" if data else tiny_tokenizer,
+    }
+
+
+def of_transformers(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    # as in a model folder: what kind of model it is must not choose another tokenizer
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_transformers_makes_the_same_ids_and_mask(
+    kinds: dict[str, Path], tmp_path: Path, kind: str, name: str
+) -> None:
+    chat = ChatTokenizer.from_path(kinds[kind], prompt_format=name, system_prompt=SYSTEM)
+    chat.save(tmp_path)
+    theirs = of_transformers(tmp_path)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (chat.stop_id, chat.pad_id)
+    assert len(theirs) == chat.vocab_size
+    for conversation in CONVERSATIONS:
+        [(ids, mask)] = chat.encode([conversation], "all_replies")
+        whole = theirs.apply_chat_template(
+            conversation, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert whole["input_ids"] == ids.tolist()
+        assert whole["assistant_masks"] == mask.astype(int).tolist()
+        prompt = theirs.apply_chat_template(
+            conversation[:-1], add_generation_prompt=True, return_dict=False
+        )
+        [(same, last)] = chat.encode([conversation], "last_reply")
+        assert np.array_equal(same, ids)
+        assert prompt == chat.prompt(conversation[:-1]) == ids[: len(prompt)].tolist()
+        assert last.tolist() == [False] * len(prompt) + mask[len(prompt) :].tolist()
+        assert last[len(prompt) :].all() and ids[-1] == chat.stop_id
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_decoding_gives_the_reply_without_control_tokens(
+    kinds: dict[str, Path], kind: str, name: str
+) -> None:
+    chat = ChatTokenizer.from_path(kinds[kind], prompt_format=name, system_prompt=SYSTEM)
+    for reply in ("It is a pear.", "1 + 2\n\n  a", "</s> <|im_end|><|eot_id|>", "<EOA> <s>"):
+        [(ids, mask)] = chat.encode([turns("q " + reply, reply)], "last_reply")
+        assert chat.decode(ids[mask]) == reply, "control tokens in the data are text"
+        assert ids[mask].tolist().count(chat.stop_id) == 1
+        assert not set(FORMATS[name].tokens) & set(chat.decode(ids).replace(reply, "").split())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "chatml",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant"
+            "\n[a1<|im_end|>]\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n[a2<|im_end|>]",
+        ),
+        (
+            "llama3",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nq1<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[a1<|eot_id|>]"
+            "<|start_header_id|>user<|end_header_id|>\n\nq2<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[a2<|eot_id|>]",
+        ),
+        (
+            "zephyr",
+            "<|system|>\nS</s>\n<|user|>\nq1</s>\n<|assistant|>\n[a1</s>]\n"
+            "<|user|>\nq2</s>\n<|assistant|>\n[a2</s>]",
+        ),
+        (
+            "alpaca",
+            "<s>S\n\n### Instruction:\nq1\n\n### Response:\n[a1</s>]\n\n"
+            "### Instruction:\nq2\n\n### Response:\n[a2</s>]",
+        ),
+    ],
+)
+def test_what_a_format_looks_like(name: str, text: str) -> None:
+    resolved = FORMATS[name].resolved(eos="</s>", bos="<s>", special=[])
+    pieces = resolved.render(turns("q1", "a1", "q2", "a2"), "S", "all_replies")
+    shown = "".join(f"[{piece}]" if target else piece for piece, target in pieces)
+    assert shown.replace("][", "") == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "name", "eos"),
+    [
+        ("words", QWEN, "chatml", "<|im_end|>"),
+        ("words", META, "llama3", "<|eot_id|>"),
+        ("gpt2", ZEPHYR, "zephyr", "<|endoftext|>"),
+        ("sentencepiece", ZEPHYR, "zephyr", "</s>"),
+        ("sentencepiece_first", ZEPHYR, "zephyr", "</s>"),
+    ],
+)
+def test_a_known_template_is_recognised_and_its_prompts_are_kept(
+    kinds: dict[str, Path], tmp_path: Path, kind: str, template: str, name: str, eos: str
+) -> None:
+    folder = foreign(kinds[kind], tmp_path / "theirs", template, eos)
+    chat = ChatTokenizer.from_path(folder, prompt_format="auto", system_prompt="Be brief.")
+    assert f"prompt format {name}: its chat template makes the same prompt" in chat.description
+    assert chat.base_vocab_size == chat.vocab_size
+    theirs = of_transformers(folder)
+    for conversation in CONVERSATIONS:
+        if conversation[0]["role"] != "system" or not conversation[0]["content"].strip():
+            continue
+        replies = [one["content"] for one in conversation[:-1] if one["role"] == "assistant"]
+        if any(reply != reply.lstrip() for reply in replies):
+            continue
+        ids = theirs.apply_chat_template(
+            conversation[:-1], add_generation_prompt=True, return_dict=False
+        )
+        assert ids == chat.prompt(conversation[:-1])
+
+
+def foreign(tokenizer: Path, folder: Path, template: str | None, eos: str) -> Path:
+    """A tokenizer's folder as its maker left it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    bos = "<s>" if eos == "</s>" else "<|begin_of_text|>" if eos == "<|eot_id|>" else None
+    config: dict[str, Any] = {
+        "eos_token": {"__type": "AddedToken", "content": eos},
+        "bos_token": bos,
+    }
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_prompt_that_runs_into_its_reply_is_refused(kinds: dict[str, Path]) -> None:
+    """GPT-2 makes one token of two line breaks, but two where a word follows them."""
+    with pytest.raises(InputError, match=r"other ids of '.n.n' when 'Hello' follows"):
+        ChatTokenizer.from_path(kinds["gpt2"], prompt_format="llama3", system_prompt="")
+
+
+def test_the_format_shows_in_the_tokens(kinds: dict[str, Path], tmp_path: Path) -> None:
+    """Of a file alone; what is missing for a format that was set is added at the end."""
+    for kind, name in (
+        ("words", "chatml"),
+        ("gpt2", "zephyr"),
+        ("sentencepiece", "zephyr"),
+        ("seed", "simple_llama"),
+    ):
+        chat = ChatTokenizer.from_path(kinds[kind], prompt_format="auto", system_prompt="")
+        assert f"prompt format {name}: it has" in chat.description
+        assert chat.base_vocab_size == chat.vocab_size
+    chat = ChatTokenizer.from_path(kinds["gpt2"], prompt_format="chatml", system_prompt="")
+    assert "lacks <|im_start|>, <|im_end|>: added" in chat.description
+    assert chat.vocab_size == chat.base_vocab_size + 2 and chat.stop_id == chat.base_vocab_size + 1
+    chat.save(tmp_path)
+    loaded = ChatTokenizer.from_folder(tmp_path)
+    assert loaded.base_vocab_size == chat.base_vocab_size
+    assert loaded.prompt(turns("q")) == chat.prompt(turns("q"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "said"),
+    [
+        ("words", MISTRAL, "makes another prompt and is replaced"),
+        ("words", ENDLESS, "makes another prompt and is replaced"),
+        ("sentencepiece", MISTRAL, "none of ours: set prompt_format to one of simple_llama"),
+        ("sentencepiece", "{{ cycler.__init__.__globals__ }}", "none of ours"),
+        ("sentencepiece", "{% raw", "none of ours"),
+    ],
+)
+def test_a_template_unlike_ours_is_said(
+    kinds: dict[str, Path], tmp_path: Path, kind: str, template: str, said: str
+) -> None:
+    folder = foreign(kinds[kind], tmp_path, template, "</s>")
+    try:
+        chat = ChatTokenizer.from_path(folder, prompt_format="auto", system_prompt="")
+        assert said in chat.description
+    except InputError as error:
+        assert said in str(error)
+
+
+def test_markers_that_the_tokenizer_has_as_tokens_are_control_tokens(tmp_path: Path) -> None:
+    path = byte_level(tmp_path / "t.json", ["</s>", "<|user|>", "<|assistant|>", "<|system|>"])
+    chat = ChatTokenizer.from_path(path, prompt_format="zephyr", system_prompt=SYSTEM)
+    chat.save(tmp_path / "saved")
+    theirs = of_transformers(tmp_path / "saved")
+    vocabulary = theirs.get_vocab()
+    prompt = theirs.apply_chat_template(turns("q"), add_generation_prompt=True, return_dict=False)
+    assert prompt == chat.prompt(turns("q"))
+    assert prompt.count(vocabulary["<|user|>"]) == prompt.count(vocabulary["<|assistant|>"]) == 1
+    [(ids, mask)] = chat.encode([turns("<|user|>", "<|user|>")], "last_reply")
+    assert ids.tolist().count(vocabulary["<|user|>"]) == 1 and chat.decode(ids[mask]) == "<|user|>"
+
+
+def test_an_own_folder_is_used_as_it_was_made(kinds: dict[str, Path], tmp_path: Path) -> None:
+    for kind, name in PAIRS:
+        chat = ChatTokenizer.from_path(kinds[kind], prompt_format=name, system_prompt=SYSTEM)
+        chat.save(tmp_path / "one")
+        again = ChatTokenizer.from_path(
+            tmp_path / "one", prompt_format="auto", system_prompt=SYSTEM
+        )
+        assert "named in its config" in again.description
+        again.save(tmp_path / "two")
+        ChatTokenizer.from_folder(tmp_path / "one").save(tmp_path / "three")
+        files = [path.read_bytes() for path in tmp_path.rglob("tokenizer.json")]
+        assert len(files) == 3 and len(set(files)) == 1
+        question = turns("q", system="s")
+        assert again.prompt(question) == chat.prompt(question)
