@@ -78,7 +78,9 @@ def check() -> None:
 
 @command(
     option("--split", choices=("train", "val"), help="default: train; with --id: both"),
-    option("-n", type=int, default=3, metavar="N", help="examples from the split's start"),
+    option(
+        "-n", type=int, default=3, metavar="N", help="examples from the split's start (default: 3)"
+    ),
     option("--id", metavar="ID", help="only this one, such as 'chat.jsonl[17]'"),
     option("--html", metavar="FILE", help="write a page instead"),
 )

@@ -15,7 +15,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:
@@ -27,4 +27,9 @@ def one_line_errors() -> Iterator[None]:
         if error.filename is None and error.strerror is None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
-        sys.exit(f"error: {where}{error.strerror}")
+        sys.exit(printable(f"error: {where}{error.strerror}"))
+
+
+def printable(line: str) -> str:
+    """Without what a terminal would obey: file names and data may hold escape sequences."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -17,7 +17,8 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
 from simple_llama.files import copy_folder, digest, write_json
 from simple_llama.model.device import claimed, describe, environment
-from simple_llama.model.folder import check_fits, load_model, weight_files
+from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.weights import weight_files
 from simple_llama.params import (
     BaseParams,
     EvaluateParams,

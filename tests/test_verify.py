@@ -23,7 +23,7 @@ from simple_llama.data.prompt_formats import FORMATS, Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation import verify
 from simple_llama.evaluation.verify import Check, Subject, checks
-from simple_llama.model import attention, decoder, folder, rope
+from simple_llama.model import attention, config_json, decoder, folder, rope
 from simple_llama.model.attention import KVCache
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
@@ -294,13 +294,13 @@ def test_saving_in_bfloat16_shows(subject: Subject, monkeypatch: pytest.MonkeyPa
 
 
 def test_saving_another_config_shows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    config_json = folder._config_json
+    write = config_json.config_json
 
     def without_theta(config: ModelConfig) -> dict[str, Any]:
-        written = config_json(config)
+        written = write(config)
         return {key: value for key, value in written.items() if not key.startswith("rope")}
 
-    monkeypatch.setattr(folder, "_config_json", without_theta)
+    monkeypatch.setattr(folder, "config_json", without_theta)
     model = random_model(vocab_size=subject.tokenizer.vocab_size, rope_theta=500.0)
     assert failed(replace(subject, model=model)) == {ALL[9]}
 

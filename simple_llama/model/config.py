@@ -122,11 +122,15 @@ class ModelConfig:
                 f"num_key_value_heads: got {self.num_key_value_heads}, "
                 f"wanted a divisor of num_attention_heads ({self.num_attention_heads})"
             )
-        if self.head_dim % 2:
+        if self.mla is None and self.head_dim % 2:
             raise InputError(f"head_dim: got {self.head_dim}, wanted an even number")
-        attention = self.num_attention_heads * self.head_dim
-        longest = max(self.vocab_size, self.intermediate_size, attention)
-        if self.hidden_size * longest > MAX_ELEMENTS:
+        widths = [self.hidden_size]
+        head = self.head_dim
+        if self.mla:
+            widths += [self.mla.kv_lora_rank + self.mla.qk_rope_head_dim, self.mla.q_lora_rank or 1]
+            head = max(head, self.mla.qk_nope_head_dim + self.mla.v_head_dim)
+        longest = max(self.vocab_size, self.intermediate_size, self.num_attention_heads * head)
+        if max(widths) * longest > MAX_ELEMENTS:
             raise InputError(
                 f"hidden_size: got {self.hidden_size}, with a matrix of {longest} rows more than "
                 f"any memory holds"

@@ -1,59 +1,81 @@
-"""A model as a folder in Hugging Face's Llama layout: config.json and safetensors.
-
-Weights are never unpickled, a header's lengths are checked by safetensors, and no name in an
-index may lead out of the folder.
-"""
+"""Models in and out: a folder in Hugging Face's layout, or a SimpleLLaMA .pth to start from."""
 
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, read_json
 from simple_llama.model.config import ModelConfig
+from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-DTYPES = ("F64", "F32", "F16", "BF16")
+from simple_llama.model.pth import read_pth
+from simple_llama.model.weights import (
+    DTYPES,
+    QUANTISED,
+    WEIGHTS,
+    StoredTensor,
+    is_pth,
+    read_safetensors,
+    weight_files,
+)
 
 
 def load_model(
-    folder: str | Path,
+    path: str | Path,
     device: torch.device | str = "cpu",
     *,
     dropout: float = 0.0,
     fused: bool = True,
+    vocab_size: int = 0,
 ) -> Decoder:
-    """The decoder in float32, its weights read tensor by tensor from the mapped file.
+    """The decoder in float32, its weights read one tensor after the other.
+
+    vocab_size: ids it must have an embedding for. Where the stored weights have fewer, the new
+    rows are the mean of theirs: a token never seen is as likely as the others on average.
 
     Raises InputError naming what is missing, left over, of the wrong shape or not supported.
     """
-    folder = Path(folder)
-    files = weight_files(folder)
-    config = load_config(folder)
-    _check_layers(folder, files, config)
+    path = Path(path)
+    config, tensors = _read_checkpoint(path)
+    _check_layers(path, tensors, config)
     with torch.device("meta"):
-        model = Decoder(config, dropout=dropout, fused=fused)
+        grown = replace(config, vocab_size=max(config.vocab_size, vocab_size))
+        model = Decoder(grown, dropout=dropout, fused=fused)
     # before memory is taken: a wrong size in config.json would take any amount
-    names = _check_tensors(folder, files, model)
+    tensors = _check_tensors(path, tensors, model, config.vocab_size)
     _take_memory(model, device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for file, name in _tensors(files):
-            if name in names:
-                parameters[names[name]].copy_(file.get_tensor(name))
+        for tensor in tensors:
+            parameter, rows = parameters[tensor.parameter], tensor.shape[0]
+            parameter[:rows].copy_(tensor.read())
+            if rows < len(parameter):
+                parameter[rows:] = parameter[:rows].mean(dim=0)
     return model
+
+
+def _read_checkpoint(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
+    if is_pth(path):
+        return read_pth(path)
+    files = weight_files(path)
+    return load_config(path), read_safetensors(files)
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """The shape of the model in a folder or .pth, none of its weights read."""
+    path = Path(path)
+    return read_pth(path)[0] if is_pth(path) else read_config(path / "config.json")
 
 
 def _take_memory(model: Decoder, device: torch.device | str) -> None:
@@ -72,171 +94,89 @@ def _take_memory(model: Decoder, device: torch.device | str) -> None:
     model.frequencies = model.frequencies.to(device)
 
 
-def _check_layers(folder: Path, files: list[Path], config: ModelConfig) -> None:
+def _check_layers(path: Path, tensors: Sequence[StoredTensor], config: ModelConfig) -> None:
     """Before the layers are made, be they weightless: each takes time and memory of its own."""
     layers = {
-        match[1]
-        for _, name in _tensors(files)
-        if (match := re.match(r"(?:model\.)?layers\.(\d+)\.", name))
+        match[1] for tensor in tensors if (match := re.match(r"layers\.(\d+)\.", tensor.parameter))
     }
     if len(layers) != config.num_hidden_layers:
         raise InputError(
-            f"{folder}: config.json has num_hidden_layers {config.num_hidden_layers}, "
+            f"{path}: its config has num_hidden_layers {config.num_hidden_layers}, "
             f"the weights are of {len(layers)} layers"
         )
 
 
-def _check_tensors(folder: Path, files: list[Path], model: Decoder) -> dict[str, str]:
-    """Each tensor to load and its parameter; the two have one shape."""
-    names: dict[str, str] = {}
-    waiting = dict(model.named_parameters())
-    for file, name in _tensors(files):
-        key = name.removeprefix("model.")
-        if key.endswith("rotary_emb.inv_freq") or (
-            key == "lm_head.weight" and model.config.tie_word_embeddings
+def _check_tensors(
+    path: Path, tensors: Sequence[StoredTensor], model: Decoder, vocab_size: int
+) -> list[StoredTensor]:
+    """Those to load: each parameter has one of its shape, but for the rows that a vocabulary
+    above the stored vocab_size adds."""
+    kept: list[StoredTensor] = []
+    waiting = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in waiting.keys() & {"embed_tokens.weight", "lm_head.weight"}:
+        waiting[name][0] = vocab_size
+    for tensor in tensors:
+        if tensor.parameter.endswith("rotary_emb.inv_freq") or (
+            tensor.parameter == "lm_head.weight" and model.config.tie_word_embeddings
         ):
             continue
-        if key not in waiting:
-            raise InputError(f"{folder}: tensor {name!r} has no place in a Llama model")
-        wanted, header = list(waiting.pop(key).shape), file.get_slice(name)
-        if header.get_shape() != wanted:
+        if tensor.dtype not in DTYPES or tensor.name.endswith(QUANTISED):
             raise InputError(
-                f"{folder}: tensor {name!r} has shape {header.get_shape()}, "
-                f"wanted {wanted} by config.json"
+                f"{path}: tensor {tensor.name!r} is of {tensor.dtype}: quantised weights are not "
+                f"supported, wanted {', '.join(DTYPES)}"
             )
-        if header.get_dtype() not in DTYPES:
+        if tensor.parameter not in waiting:
             raise InputError(
-                f"{folder}: tensor {name!r} is of {header.get_dtype()}, "
-                f"wanted one of {', '.join(DTYPES)}"
+                f"{path}: tensor {tensor.name!r} has no place in a {model.config.model_type} model"
             )
-        names[name] = key
+        wanted = waiting.pop(tensor.parameter)
+        if tensor.shape != wanted:
+            raise InputError(
+                f"{path}: tensor {tensor.name!r} has shape {tensor.shape}, "
+                f"wanted {wanted} by its config"
+            )
+        kept.append(tensor)
     if waiting:
         first = next(iter(waiting))
-        raise InputError(f"{folder}: {len(waiting)} tensors are missing, first {first!r}")
-    return names
+        raise InputError(f"{path}: {len(waiting)} tensors are missing, first {first!r}")
+    return kept
 
 
-def check_fits(folder: str | Path, vocab_size: int, max_seq_len: int) -> ModelConfig:
-    """The config of a base model that a tokenizer of vocab_size ids and examples of up to
-    max_seq_len tokens can use.
+def check_fits(
+    path: str | Path, vocab_size: int, max_seq_len: int, *, added_tokens: int = 0
+) -> ModelConfig:
+    """The config of a base model that a tokenizer of vocab_size ids, the last added_tokens of
+    which this project gave it, and examples of up to max_seq_len tokens can use.
 
-    Raises InputError where there are no weights or ids would have no embedding; warns where
-    positions go beyond those of pretraining.
+    Says so where the vocabulary grows for added tokens (load_model does it), and warns where
+    positions go beyond those of pretraining. Raises InputError where there are no weights, other
+    ids would have no embedding, or a sliding window would hide part of an example.
     """
-    weight_files(folder)
-    config = load_config(folder)
-    if config.vocab_size < vocab_size:
+    weight_files(path)
+    config = load_config(path)
+    if config.vocab_size < vocab_size - added_tokens:
         raise InputError(
-            f"{folder}: its vocabulary has {config.vocab_size} entries, the tokenizer "
+            f"{path}: its vocabulary has {config.vocab_size} entries, the tokenizer "
             f"{vocab_size}: wanted the tokenizer this checkpoint was trained with"
+        )
+    if config.vocab_size < vocab_size:
+        print(
+            f"note: the vocabulary of {path} grows from {config.vocab_size} to {vocab_size} "
+            "entries for the tokens that were added",
+            flush=True,
+        )
+    if config.sliding_window is not None and config.sliding_window < max_seq_len:
+        raise InputError(
+            f"{path}: its sliding_window of {config.sliding_window} tokens is below max_seq_len "
+            f"({max_seq_len}) and not supported: wanted max_seq_len up to it"
         )
     if config.max_position_embeddings < max_seq_len:
         warnings.warn(
-            f"max_seq_len ({max_seq_len}) is above what {folder} was pretrained for "
+            f"max_seq_len ({max_seq_len}) is above what {path} was pretrained for "
             f"({config.max_position_embeddings} tokens)",
             stacklevel=2,
         )
     return config
-
-
-def weight_files(folder: str | Path) -> list[Path]:
-    """The safetensors files that hold a folder's weights: one, or the shards its index names."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        found = "not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {found}, wanted a model in Hugging Face's Llama layout")
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        found = f" (found {others[0]}: pickled weights are not read)" if others else ""
-        raise InputError(f"{folder}: no weights, wanted {WEIGHTS} or {INDEX}{found}")
-    index = read_json(folder / INDEX)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not shards:
-        raise InputError(f"{folder / INDEX}: no 'weight_map' from tensors to files")
-    names = sorted({str(name) for name in shards.values()})
-    for name in names:
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise InputError(f"{folder / INDEX}: shard {name!r} is not a file name")
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: shard {name} is missing")
-    return [folder / name for name in names]
-
-
-def _tensors(files: list[Path]) -> Iterator[tuple[Any, str]]:
-    """Each opened file with the name of a tensor in it."""
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    yield file, name
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a valid safetensors file: {error}") from None
-
-
-def load_config(folder: str | Path) -> ModelConfig:
-    """config.json as a ModelConfig.
-
-    Raises InputError naming what this decoder does not compute: another architecture, scaled
-    rotary positions, another activation, quantised weights.
-    """
-    path = Path(folder) / "config.json"
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: not a file")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: got {type(config).__name__}, wanted an object")
-    _refuse_unsupported(path, config)
-    heads = _wanted(path, config, "num_attention_heads")
-    width = _wanted(path, config, "hidden_size")
-    if type(heads) is not int or type(width) is not int or heads < 1:
-        raise InputError(f"{path}: num_attention_heads and hidden_size must be positive integers")
-    try:
-        return ModelConfig(
-            vocab_size=_wanted(path, config, "vocab_size"),
-            hidden_size=width,
-            intermediate_size=_wanted(path, config, "intermediate_size"),
-            num_hidden_layers=_wanted(path, config, "num_hidden_layers"),
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or width // heads,
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=_rope(config).get("rope_theta", 10000.0),
-            tie_word_embeddings=config.get("tie_word_embeddings") or False,
-            attention_bias=config.get("attention_bias") or False,
-            mlp_bias=config.get("mlp_bias") or False,
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _wanted(path: Path, config: dict[str, Any], key: str) -> Any:
-    if key not in config:
-        raise InputError(f"{path}: missing {key!r}")
-    return config[key]
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings from either place: transformers 5 nests them, before they were flat."""
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    settings = dict(nested) if isinstance(nested, dict) else {}
-    if config.get("rope_theta") is not None:
-        settings.setdefault("rope_theta", config["rope_theta"])
-    return settings
-
-
-def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
-    rope_type = _rope(config).get("rope_type", _rope(config).get("type", "default"))
-    for key, got, supported in (
-        ("model_type", config.get("model_type"), "llama"),
-        ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-        ("rope type", rope_type, "default"),
-        ("quantization_config", config.get("quantization_config"), None),
-    ):
-        if got != supported:
-            raise InputError(f"{path}: {key} {got!r} is not supported, wanted {supported!r}")
 
 
 def save_model(model: Decoder, folder: str | Path, tokenizer: str | Path | None = None) -> None:
@@ -254,7 +194,7 @@ def save_model(model: Decoder, folder: str | Path, tokenizer: str | Path | None 
             for path in sorted(Path(tokenizer).iterdir()):
                 shutil.copyfile(path, temporary / path.name)
             generation = _special_ids(Path(tokenizer))
-        _write(temporary / "config.json", _config_json(model.config) | generation)
+        _write(temporary / "config.json", config_json(model.config) | generation)
         _write(temporary / "generation_config.json", generation)
 
 
@@ -265,19 +205,6 @@ def _state(model: Decoder) -> dict[str, Tensor]:
         full = name if name.startswith("lm_head.") else f"model.{name}"
         state[full] = parameter.detach().float().cpu().contiguous()
     return state
-
-
-def _config_json(config: ModelConfig) -> dict[str, Any]:
-    # rope_theta stands flat and nested: readers before and since transformers 5 find it
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        **{name: getattr(config, name) for name in config.__dataclass_fields__},
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "dtype": "float32",
-        "torch_dtype": "float32",
-    }
 
 
 def _special_ids(tokenizer: Path) -> dict[str, int]:

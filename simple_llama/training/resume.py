@@ -26,7 +26,7 @@ from torch import Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, atomic_write, digest, read_json
-from simple_llama.model.folder import WEIGHTS
+from simple_llama.model.weights import WEIGHTS
 from simple_llama.process import LOCKS, try_lock
 
 RESUME = ".resume"
