@@ -1,6 +1,8 @@
 """What the training loop promises: steps, sums, schedule, and nothing touched by the side."""
 
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,12 +40,13 @@ from simple_llama.training.observer import (
     TrainingData,
     TrainResult,
 )
-from simple_llama.training.optimizer import adamw, learning_rate
+from simple_llama.training.optimizer import AdamW, learning_rate
 from simple_llama.training.preflight import Preflight
 from tests.test_model import random_model, tiny_config
 
 PAD, STOP = 0, 3
-COMMITTED = Path(__file__).parents[1] / "params.yaml"
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "params.yaml"
 
 
 def params(**changes: object) -> TrainParams:
@@ -284,14 +287,42 @@ def test_warmup_longer_than_training_is_refused_by_name() -> None:
         run(params(warmup_iterations=13))
 
 
-def test_norms_biases_and_embeddings_do_not_decay() -> None:
-    model = Decoder(tiny_config(attention_bias=True, mlp_bias=True))
-    decays, others = adamw(model, params(weight_decay=0.1)).param_groups
-    assert (decays["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    free = {id(p) for p in others["params"]}
-    for name, parameter in model.named_parameters():
-        spared = "norm" in name or "bias" in name or "embed" in name
-        assert (id(parameter) in free) == spared, name
+def test_the_update_is_pytorchs_and_norms_biases_and_embeddings_do_not_decay() -> None:
+    model, expected = (Decoder(tiny_config(attention_bias=True, mlp_bias=True)) for _ in range(2))
+    expected.load_state_dict(model.state_dict())
+    made = params(weight_decay=0.1, max_lr=0.01)
+    ours = AdamW(model, made)
+    spared = {
+        name: any(part in name for part in ("norm", "bias", "embed"))
+        for name, _ in model.named_parameters()
+    }
+    theirs = torch.optim.AdamW(
+        [
+            {"params": [p], "weight_decay": 0.0 if spared[name] else 0.1}
+            for name, p in expected.named_parameters()
+        ],
+        betas=(made.beta1, made.beta2),
+        fused=True,
+    )
+    for step in range(3):
+        ours.lr = 0.01 / (step + 1)
+        for group in theirs.param_groups:
+            group["lr"] = ours.lr
+        for mine, other in zip(model.parameters(), expected.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(step))
+            other.grad = mine.grad.clone()
+        ours.step()
+        theirs.step()
+    for (name, mine), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_a_training_starts_without_pytorchs_compiler() -> None:
+    code = (
+        "import sys; from tests.test_training import params, run; run(params(epochs=1)); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_training_with_dropout_is_repeatable_and_sampling_leaves_no_trace() -> None:

@@ -6,7 +6,6 @@ It knows nothing of files, DVC or MLflow: it reports to an Observer and asks it 
 import dataclasses
 import math
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from simple_llama.training.observer import (
     TrainingData,
     TrainResult,
 )
-from simple_llama.training.optimizer import adamw, check_warmup, learning_rate
+from simple_llama.training.optimizer import AdamW, check_warmup, learning_rate, trained
 from simple_llama.training.preflight import longest_step, preflight
 
 SPIKE_MEMORY = 50
@@ -90,7 +89,7 @@ class Trainer:
         self.observer, self.ranks = observer, ranks
         self.device = next(model.parameters()).device
         model.recompute_blocks = params.activation_checkpointing == "blocks"
-        self.optimizer = adamw(model, params)
+        self.optimizer = AdamW(model, params)
         first = params.eval_interval or self.plan.steps_per_epoch
         self.progress = Progress(
             micro_batch_tokens=params.micro_batch_tokens, next_sample=first, sample_distance=first
@@ -125,19 +124,19 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """The state between two steps. Order, dropout and samples are functions of (seed, step)."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        tensors = {f"model.{name}": p.detach() for name, p in trained(self.model).items()}
+        for name, state in self.optimizer.state.items():
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
         return Snapshot(self.progress, tensors)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of this training. Raises InputError where it is another's."""
         self.progress = self.gradients.progress = snapshot.progress
-        moments: dict[int, dict[str, Tensor]] = {}
-        weights = dict(self.model.named_parameters())
+        state: dict[str, dict[str, Tensor]] = {}
+        weights = trained(self.model)
         try:
-            for name, tensor in snapshot.tensors.items():
-                kind, _, rest = name.partition(".")
+            for full, tensor in snapshot.tensors.items():
+                kind, _, rest = full.partition(".")
                 if kind == "model":
                     weight = weights.pop(rest)
                     if weight.shape != tensor.shape:
@@ -145,10 +144,10 @@ class Trainer:
                     with torch.no_grad():
                         weight.copy_(tensor)
                 else:
-                    index, _, moment = rest.partition(".")
-                    moments.setdefault(int(index), {})[moment] = tensor
-            state: dict[str, Any] = self.optimizer.state_dict()
-            self.optimizer.load_state_dict({**state, "state": moments})
+                    key, _, name = rest.partition(".")
+                    state.setdefault(name, {})[key] = tensor
+            if state:
+                self.optimizer.load(state)
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"the snapshot is of another training: {error}") from None
         if weights:
@@ -178,7 +177,7 @@ class Trainer:
             lengths=lengths,
             steps_left=plan.steps - self.progress.step,
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.observer.preflighted(result)
 
     def _step(self) -> None:
@@ -187,8 +186,7 @@ class Trainer:
         step = self.progress.step
         examples = self.plan.at(step)
         lr = learning_rate(step, self.plan.steps, self.params)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.lr = lr
 
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         loss, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
@@ -199,7 +197,7 @@ class Trainer:
         ).item()
         self._check(loss, norm, examples)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
         self.progress.step += 1
         self.progress.loss_sum += loss * supervised

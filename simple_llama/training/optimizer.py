@@ -3,27 +3,90 @@
 import math
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.adamw import adamw
 
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.params import TrainParams
 
+EPSILON = 1e-8
+"""In AdamW's denominator."""
 
-def adamw(model: Decoder, params: TrainParams) -> torch.optim.AdamW:
-    """AdamW (https://arxiv.org/abs/1711.05101); matrices decay, but norms, biases and
-    embeddings do not."""
-    embedding = model.embed_tokens.weight
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decays = [p for p in trained if p.ndim >= 2 and p is not embedding]
-    others = [p for p in trained if p.ndim < 2 or p is embedding]
-    groups = [
-        {"params": decays, "weight_decay": params.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    fused = embedding.device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        groups, lr=params.max_lr, betas=(params.beta1, params.beta2), fused=fused
-    )
+
+def trained(model: Decoder) -> dict[str, Parameter]:
+    """The parameters that training changes, by name: all, or the adapters'."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class AdamW:
+    """AdamW (https://arxiv.org/abs/1711.05101); matrices decay, but norms, biases and embeddings
+    do not.
+
+    torch.optim.AdamW without what surrounds its update: that imports PyTorch's compiler, which
+    takes a training three seconds to start.
+    """
+
+    def __init__(self, model: Decoder, params: TrainParams) -> None:
+        self.weights = trained(model)
+        self.params = params
+        self.lr = params.max_lr
+        self.state: dict[str, dict[str, Tensor]] = {}
+        """By parameter, from the first step on: exp_avg and exp_avg_sq, shaped as the parameter,
+        and the number of steps, a float32 scalar."""
+        self.decays = {
+            name: p.ndim >= 2 and p is not model.embed_tokens.weight
+            for name, p in self.weights.items()
+        }
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter by its gradient."""
+        if not self.state:
+            self.state = {name: _no_moments(p) for name, p in self.weights.items()}
+        for decays in (True, False):
+            names = [name for name in self.weights if self.decays[name] == decays]
+            weights: list[Tensor] = [self.weights[name] for name in names]
+            gradients = [p.grad for p in weights if p.grad is not None]
+            assert len(gradients) == len(weights), names
+            state = [self.state[name] for name in names]
+            adamw(
+                weights,
+                gradients,
+                [one["exp_avg"] for one in state],
+                [one["exp_avg_sq"] for one in state],
+                [],
+                [one["step"] for one in state],
+                fused=bool(weights) and weights[0].device.type in ("cpu", "cuda"),
+                amsgrad=False,
+                beta1=self.params.beta1,
+                beta2=self.params.beta2,
+                lr=self.lr,
+                weight_decay=self.params.weight_decay if decays else 0.0,
+                eps=EPSILON,
+                maximize=False,
+            )
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Continue with these moments. Raises ValueError where they are of other parameters."""
+        for name, weight in self.weights.items():
+            for key, empty in _no_moments(weight).items():
+                if name not in state or key not in state[name]:
+                    raise ValueError(f"no {key} of {name}")
+                if state[name][key].shape != empty.shape:
+                    raise ValueError(f"{key} of {name} has shape {list(state[name][key].shape)}")
+                state[name][key] = state[name][key].to(empty)
+        self.state = {name: state[name] for name in self.weights}
+
+    def zero_grad(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+
+def _no_moments(weight: Tensor) -> dict[str, Tensor]:
+    moments = {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
+    return moments | {"step": torch.zeros((), device=weight.device)}
 
 
 def learning_rate(step: int, steps: int, params: TrainParams) -> float:

@@ -12,6 +12,7 @@ import torch
 from simple_llama.data.batches import Indices, Plan, epoch_order
 from simple_llama.model.decoder import Decoder
 from simple_llama.training.distributed import local
+from simple_llama.training.optimizer import AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def longest_step(plan: Plan, lengths: Indices) -> int:
 
 def preflight(
     model: Decoder,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     gradients: Callable[[], int],
     *,
     plan: Plan,
@@ -51,7 +52,7 @@ def preflight(
     It is computed twice: the first time includes what happens once only, such as allocations.
     """
     device = next(model.parameters()).device
-    moments = 0 if optimizer.state else 2 * sum(local(p).nbytes for p in model.parameters())
+    moments = 0 if optimizer.state else 2 * sum(local(p).nbytes for p in optimizer.weights.values())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     reserve = torch.empty(moments, dtype=torch.uint8, device=device)

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 VICTIMS = ("stage", "group", "dvc")
 """The stage alone; DVC, its shell and the stage together; DVC alone, which leaves an orphan."""
 
@@ -52,11 +50,11 @@ def arm(settings: str) -> None:
     """Put the moments into the code that the stage is about to run."""
     from simple_llama import files
     from simple_llama.tracking import Run
-    from simple_llama.training import gradients, loop, loss, recorder, resume
+    from simple_llama.training import gradients, loop, loss, optimizer, recorder, resume
 
     _wanted.update(json.loads(settings))
     _around(gradients, "summed_loss", "micro-batch")
-    _around(torch.optim.AdamW, "step", "update")
+    _around(optimizer.AdamW, "step", "update")
     _around(loop, "generate", "sampling")
     _around(loop, "score", "validation")
     _replace(loss, "micro_batches", _between, "within a validation")
