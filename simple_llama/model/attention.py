@@ -118,7 +118,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, fused: bool)
     query heads. Without a mask the last query sees everything, the others are causal."""
     B, H, T, K = q.shape
     share = H // k.shape[1]
-    causal = mask is None and T > 1
+    causal = mask is None and bool(T > 1)  # compiled, T > 1 is a symbol
     if share > 1 and T == 1:
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
     elif share > 1:
