@@ -118,11 +118,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, fused: bool)
     query heads. Without a mask the last query sees everything, the others are causal."""
     B, H, T, K = q.shape
     share = H // k.shape[1]
-    causal = mask is None and bool(T > 1)  # compiled, T > 1 is a symbol
-    if share > 1 and T == 1:
+    if T == 1:
+        causal = False
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
-    elif share > 1:
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    else:
+        causal = mask is None
+        if share > 1:
+            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
     kernel = F.scaled_dot_product_attention if fused else plain_attention
     return kernel(q, k, v, attn_mask=mask, is_causal=causal).reshape(B, H, T, -1)
 
