@@ -63,7 +63,7 @@ def transformers_model(model_type: str, values: dict[str, Any], dtype: torch.dty
     import transformers
 
     config = transformers.AutoConfig.for_model(model_type, **{**SHAPE, **values})
-    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -111,7 +111,9 @@ def cached_logits(model: Decoder, padding: Sequence[int]) -> Tensor:
         ids[row] = ids[row].roll(pad - longest)
     cache = KVCache(torch.tensor(padding), ids.shape[1])
     with torch.inference_mode():
-        pieces = [model.logits(model(piece, cache)) for piece in ids.split((50, 1, 1, 60, 15), 1)]
+        pieces = [
+            model.logits(model(piece, cache)) for piece in ids.tensor_split((50, 51, 52, 112), 1)
+        ]
     logits = torch.cat(pieces, dim=1)
     return torch.stack([logits[row, pad : pad + IDS.shape[1]] for row, pad in enumerate(padding)])
 

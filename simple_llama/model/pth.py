@@ -248,7 +248,8 @@ def _translated(
 ) -> Iterator[StoredTensor]:
     """The parameters that a tensor of the checkpoint holds."""
     match = re.fullmatch(r"(?:decoder_blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
-    if match is None or match[2] not in PLACES | {FUSED: ""}:
+    fused = match is not None and match[2] == FUSED and config.mla is None
+    if match is None or not (fused or match[2] in PLACES):
         raise InputError(f"tensor {name!r} has no place in a SimpleLLaMA model")
     layer, module, kind = match.groups()
     for place, rows in _parts(name, module, entry.shape, config):
