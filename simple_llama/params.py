@@ -15,6 +15,8 @@ from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, type_nam
 
 Section = TypeVar("Section")
 
+PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+"""What lora_targets may name: the matrices of a layer."""
 VALIDATION_SPLIT = "data/prepared/val.jsonl"
 """The eval_json_path that stands for the validation split, as tokenize left it."""
 
@@ -132,6 +134,19 @@ class TrainParams(ExecutionParams):
     enable_compilation: bool
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
+    lora_rank: int
+    """Of the adapters; 0: all weights are trained."""
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: str
+
+    @property
+    def lora_projections(self) -> tuple[str, ...]:
+        """The projections of a layer that have an adapter."""
+        if self.lora_targets == "all-linear":
+            return PROJECTIONS
+        # in `-S lora_targets=...` a comma would mean several experiments
+        return tuple(sorted({name for name in re.split(r"[+,\s]+", self.lora_targets) if name}))
 
     @property
     def step_examples(self) -> int:
@@ -179,6 +194,19 @@ class TrainParams(ExecutionParams):
             "model_gen_multiplier",
             self.model_gen_multiplier,
             "1 or more",
+        )
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")
+        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
+        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "0 to below 1")
+        names = self.lora_projections
+        _require(
+            bool(names) and set(names) <= set(PROJECTIONS),
+            "lora_targets",
+            self.lora_targets,
+            f"all-linear, or some of {', '.join(PROJECTIONS)}",
         )
 
 

@@ -12,10 +12,12 @@ import torch
 import yaml
 
 from simple_llama import tracking
+from simple_llama.data.batches import collate
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
-from simple_llama.files import copy_folder, digest, write_json
+from simple_llama.files import digest, write_json
+from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import claimed, describe, environment
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.model.weights import weight_files
@@ -32,13 +34,13 @@ from simple_llama.params import (
 from simple_llama.process import LOCKS, dvc_ancestor, ends_with, file_lock, main_root
 from simple_llama.training.loop import plan_training, report, train
 from simple_llama.training.observer import Diverged, TrainingData, TrainResult
+from simple_llama.training.optimizer import trained
 from simple_llama.training.recorder import Recorder, keep_for_inspection, load_state
 from simple_llama.training.resume import RESUME, ResumeFolder, key_lock, resume_key
+from simple_llama.training.tuning import ADAPTER, MODEL, tuning_of
 
 TOKENS = (Path("data/tokens/train.safetensors"), Path("data/tokens/val.safetensors"))
 TOKENIZER = Path("data/tokens/tokenizer")
-MODEL = Path("models/sft")
-CHECKPOINTS = Path("models/checkpoints")
 CURVES = Path("reports/curves")
 
 
@@ -62,10 +64,11 @@ def train_on(device: torch.device, all_params: Params) -> None:
         stop_id=tokenizer.stop_id,
     )
     plan_training(len(data.train), params)  # what cannot be trained opens no run
-    check_fits(base, tokenizer.vocab_size, params.max_seq_len)
+    checkpoint = check_fits(base, tokenizer.vocab_size, params.max_seq_len)
     model = load_model(base, device, dropout=params.dropout, fused=params.use_flash_attention)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    name = f"{base} ({size / 1e6:.1f}M parameters)"
+    tuning = tuning_of(params, base, TOKENIZER)
+    tuning.prepare(model, params, checkpoint.vocab_size)
+    name = _name(base, model)
     print(f"{name} on {describe(device, params.precision)}", flush=True)
     machine = environment(device, params.precision)
     digests = {"digest.tokens": digest(TOKENS), "digest.base_model": digest(weight_files(base))}
@@ -85,7 +88,7 @@ def train_on(device: torch.device, all_params: Params) -> None:
             dataset=_dataset(source, data_digest, data),
             identity=tracking.Identity(**state.identity) if state else None,
         ) as run:
-            recorder = Recorder(tokenizer, TOKENIZER, run, folder, params.ckpt_epochs, state)
+            recorder = Recorder(tokenizer, tuning.save, run, folder, params.ckpt_epochs, state)
             try:
                 result = train(model, data, params, recorder, state.snapshot if state else None)
             except Diverged as error:
@@ -98,7 +101,16 @@ def train_on(device: torch.device, all_params: Params) -> None:
                 raise
             finally:
                 recorder.close()
+            one_example = collate(data.val, np.arange(1), data.pad_id, None).ids
+            run.tag(tuning.publish(folder, result.best_step, one_example))
             _publish(result, recorder, run, all_params, name)
+
+
+def _name(base: str, model: Decoder) -> str:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    share = sum(parameter.numel() for parameter in trained(model).values()) / size
+    of_them = f", {share:.2%} of them trained" if share < 1 else ""
+    return f"{base} ({size / 1e6:.1f}M parameters{of_them})"
 
 
 @contextlib.contextmanager
@@ -139,12 +151,7 @@ def _dataset(source: str, data_digest: str, data: TrainingData) -> tracking.Data
 def _publish(
     result: TrainResult, recorder: Recorder, run: tracking.Run, params: Params, base: str
 ) -> None:
-    """The stage's outs, and the same for MLflow. Killed anywhere in it, it is done again."""
-    copy_folder(recorder.folder.kept_best(result.best_step), MODEL)
-    shutil.rmtree(CHECKPOINTS, ignore_errors=True)
-    CHECKPOINTS.mkdir(parents=True)
-    for epoch in recorder.folder.epochs():
-        copy_folder(epoch, CHECKPOINTS / epoch.name)
+    """The reports, and all for MLflow. Killed anywhere in it, it is done again."""
     shutil.rmtree(CURVES, ignore_errors=True)
     recorder.curves.write(CURVES)
     write_json("reports/train.json", report(result))
@@ -161,6 +168,8 @@ def _publish(
         # published twice, they stand once
         timestamp=int(recorder.curves.rows["train"][-1]["timestamp"]),
     )
+    if any(ADAPTER.iterdir()):
+        run.log_folder(ADAPTER, "adapter")
     run.log_model(MODEL)
     run.describe(
         f"{base} fine-tuned on {params.values['ft_json_path']}, {result.steps:,} steps.  \n"

@@ -9,11 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens
 from simple_llama.model.folder import load_model
 from simple_llama.params import (
     PIPELINE,
@@ -25,6 +27,7 @@ from simple_llama.params import (
     TrackingParams,
     TrainParams,
 )
+from simple_llama.training.loss import score
 from tests.project import ROOT, Project
 from tests.test_model import logits_of
 
@@ -222,6 +225,36 @@ def test_a_learning_rate_reruns_train_and_evaluate_and_reaches_mlflow(project: P
 
 
 @pytest.mark.slow
+def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
+    assert list((project.root / "models/adapter").iterdir()) == []
+    project.set(lora_rank=4, lora_targets="q_proj+up_proj", ckpt_epochs=1, precision="fp32")
+    said = project.run("python", "-m", "stages.train")
+    assert "of them trained)" in said
+    tokens = Tokens.read(project.root / "data/tokens/val.safetensors")
+    merged = load_model(project.root / "models/sft")
+    scores = score(merged, tokens, np.arange(len(tokens)), budget=640, pad_id=0, precision="fp32")
+    best = project.json("reports/train.json")["best_val_loss"]
+    assert scores.mean_loss == pytest.approx(best, abs=1e-5)
+    config = project.json("models/adapter/adapter_config.json")
+    assert config["target_modules"] == ["q_proj", "up_proj"]
+    assert config["base_model_name_or_path"] == "base"
+    assert (project.root / "models/checkpoints/epoch-01/config.json").exists()
+    code = (
+        "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); "
+        "client = mlflow.MlflowClient(); "
+        f"run = client.get_run({project.json('models/run.json')['run_id']!r}); "
+        "print(run.data.params['lora_rank'], run.data.tags['lora.merged_logits_differ_by'], "
+        "*[a.path for a in client.list_artifacts(run.info.run_id, 'adapter')])"
+    )
+    rank, difference, *files = project.run("python", "-c", code).splitlines()[-1].split()
+    assert rank == "4"
+    assert float(difference) < 1e-5
+    assert files == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    project.run("git", "checkout", "-q", "--", ".")
+    project.run("dvc", "checkout", "--force", "train")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "change", "said"),
     [
@@ -229,6 +262,8 @@ def test_a_learning_rate_reruns_train_and_evaluate_and_reaches_mlflow(project: P
         ("prepare", {"max_lrs": "1"}, "unknown key 'max_lrs'"),
         ("tokenize", {"max_seq_len": 3}, "longer than max_seq_len"),
         ("train", {"warmup_iterations": 5000}, "warmup_iterations: got 5000, wanted at most the"),
+        ("train", {"lora_targets": "query"}, "lora_targets: got 'query', wanted all-linear, or"),
+        ("train", {"lora_rank": 17}, "lora_rank: got 17, wanted at most 8"),
         ("train", {"model_path": "tests"}, "no weights, wanted model.safetensors"),
         ("evaluate", {"eval_json_path": "params.yaml"}, "params.yaml"),
     ],

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simple_llama.errors import InputError
+from simple_llama.model.decoder import Decoder
 from simple_llama.params import TrainParams
 from simple_llama.process import file_lock
 from simple_llama.training.curves import Curves
@@ -20,6 +21,7 @@ from simple_llama.training.loop import train
 from simple_llama.training.observer import Diverged, Progress, Snapshot
 from simple_llama.training.recorder import keep_for_inspection, load_state
 from simple_llama.training.resume import Damaged, ResumeFolder, forget, key_lock, resume_key
+from simple_llama.training.tuning import tuning_of
 from tests.test_training import Listener, data, new_model, params
 
 SETTINGS = params(
@@ -30,6 +32,12 @@ SETTINGS = params(
     sample_temperature=1.0,
     micro_batch_tokens=40,
 )
+
+
+def tuned_model(settings: TrainParams) -> Decoder:
+    model = new_model(settings.dropout)
+    tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings, 97)
+    return model
 
 
 class Keeper(Listener):
@@ -46,14 +54,19 @@ class Keeper(Listener):
 
 
 @pytest.mark.parametrize(
-    "settings", [SETTINGS, dataclasses.replace(SETTINGS, early_stopping_patience=1, max_lr=0.3)]
+    "settings",
+    [
+        SETTINGS,
+        dataclasses.replace(SETTINGS, early_stopping_patience=1, max_lr=0.3),
+        dataclasses.replace(SETTINGS, epochs=2, lora_rank=2, lora_dropout=0.2),
+    ],
 )
 def test_continued_after_any_step_it_ends_with_the_same_bytes(settings: TrainParams) -> None:
-    model, whole = new_model(settings.dropout), Keeper()
+    model, whole = tuned_model(settings), Keeper()
     result = train(model, data(), settings, whole)
     assert len(whole.snapshots) == result.steps >= 12
     for done, snapshot in enumerate(whole.snapshots, start=1):
-        continued, listener = new_model(settings.dropout), Listener()
+        continued, listener = tuned_model(settings), Listener()
         copied = Snapshot(copy.copy(snapshot.progress), snapshot.tensors)
         assert train(continued, data(), settings, listener, copied) == result
         for mine, theirs in zip(model.parameters(), continued.parameters(), strict=True):

@@ -68,7 +68,8 @@ class Gradients:
                 failed = True
             loss, failures = self.ranks.total(np.array([loss, failed], np.float64)).tolist()
             if not failures:
-                self.averager.average()
+                with autocast(self.device, self.params.precision):
+                    self.averager.average()
                 return loss, supervised
             # only here, after the exception, are the tensors that it held free
             self.model.zero_grad(set_to_none=True)

@@ -15,7 +15,6 @@ from simple_llama.data.batches import Plan
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.folder import save_model
 from simple_llama.process import warn
 from simple_llama.training.console import Console
 from simple_llama.training.curves import Curves
@@ -89,20 +88,20 @@ class Recorder(Console):
     tells the tracker.
 
     The tracker hears of a step only once a resume state holds it: a step that is computed again
-    after a kill is not logged twice.
+    after a kill is not logged twice. `save` writes what training changes of a model as a folder.
     """
 
     def __init__(
         self,
         tokenizer: ChatTokenizer,
-        tokenizer_folder: Path,
+        save: Callable[[Decoder, Path], None],
         tracker: Tracker,
         folder: ResumeFolder,
         ckpt_epochs: int,
         state: State | None,
     ) -> None:
         super().__init__(tokenizer.decode)
-        self.tokenizer_folder, self.tracker = tokenizer_folder, tracker
+        self.save, self.tracker = save, tracker
         self.folder, self.ckpt_epochs = folder, ckpt_epochs
         self.curves = state.curves if state else Curves()
         self.samples = state.samples if state else []
@@ -154,11 +153,11 @@ class Recorder(Console):
         ]
 
     def improved(self, step: int, model: Decoder) -> None:
-        save_model(model, self.folder.best(step), self.tokenizer_folder)
+        self.save(model, self.folder.best(step))
 
     def epoch_ended(self, epoch: int, model: Decoder) -> None:
         if self.ckpt_epochs and epoch % self.ckpt_epochs == 0:
-            save_model(model, self.folder.epoch(epoch), self.tokenizer_folder)
+            self.save(model, self.folder.epoch(epoch))
 
     def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         if not epoch_ended and not self.folder.is_due():

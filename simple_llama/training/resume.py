@@ -3,7 +3,7 @@
     <main root>/.resume/<key>/
         state.json             step, progress and what else is below; written last, so it decides
         state-120.safetensors  weights, AdamW's moments and the curves after step 120
-        best-96/               the best model so far, a model folder
+        best-96/               the best model so far, a model folder or an adapter's
         epoch-02/              kept by ckpt_epochs
         published              the MLflow run, once all the stage's outs stand
 
@@ -26,11 +26,11 @@ from torch import Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, atomic_write, digest, read_json
-from simple_llama.model.weights import WEIGHTS
 from simple_llama.process import LOCKS, try_lock
 
 RESUME = ".resume"
 """The folder of all states, under the main root."""
+WEIGHTS = "*.safetensors"
 SHARE = 0.02
 """Of the time, that saving may take: beyond it the interval grows."""
 FORGET_AFTER = 24 * 3600
@@ -72,7 +72,7 @@ class ResumeFolder:
 
     def kept_best(self, step: int) -> Path:
         """That model, already saved. Raises InputError where somebody has removed it since."""
-        if not (self.best(step) / WEIGHTS).is_file():
+        if not any(self.best(step).glob(WEIGHTS)):
             raise InputError(f"{self.best(step)} has vanished; the same command trains afresh")
         return self.best(step)
 
@@ -103,7 +103,7 @@ class ResumeFolder:
                 save_file(whole, temporary)
             except SafetensorError as error:  # a full disk, mostly
                 raise OSError(None, f"the resume state was not written: {error}", path) from None
-        files = [path, *([self.kept_best(best) / WEIGHTS] if best else [])]
+        files = [path, *(sorted(self.kept_best(best).glob(WEIGHTS)) if best else [])]
         digests = {str(file.relative_to(self.folder)): digest([file]) for file in files}
         with atomic_write(self._state) as file:
             file.write(json.dumps({"step": step, "digests": digests, "about": about}).encode())

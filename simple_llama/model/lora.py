@@ -1,0 +1,159 @@
+"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): frozen projections W, each with a
+trained product of two small matrices beside it.
+
+    W x + bias + alpha / r * B A dropout(x)        A (r, in), B (out, r)
+
+On disk an adapter is a folder in PEFT's format, which loads there as it is.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from simple_llama.errors import InputError
+from simple_llama.files import atomic_path, write_json
+from simple_llama.model.decoder import Decoder
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model.model."
+"""Before our parameters' names: PEFT's two wrappers around transformers' LlamaForCausalLM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Which adapters a model has."""
+
+    rank: int
+    alpha: float
+    """The product counts alpha / rank times."""
+    dropout: float
+    """Of what A sees."""
+    targets: tuple[str, ...]
+    """The names of the projections that have one, in every layer."""
+
+
+class LoRALinear(nn.Linear):
+    """A frozen projection and its adapter; weight and bias keep their names."""
+
+    def __init__(self, base: nn.Linear, lora: LoRA) -> None:
+        super().__init__(base.in_features, base.out_features, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.lora_A = nn.Linear(base.in_features, lora.rank, bias=False)
+        self.lora_B = nn.Linear(lora.rank, base.out_features, bias=False)
+        self.dropout = lora.dropout
+        self.scale = lora.alpha / lora.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        change: Tensor = self.scale * self.lora_B(self.lora_A(dropped))
+        return F.linear(x, self.weight, self.bias) + change
+
+    def merged(self) -> nn.Linear:
+        """One plain projection that computes the same without dropout."""
+        plain = nn.Linear(self.in_features, self.out_features, device="meta")
+        change = self.scale * self.lora_B.weight @ self.lora_A.weight
+        plain.weight, plain.bias = nn.Parameter((self.weight + change).detach()), self.bias
+        return plain
+
+
+def add_adapters(model: Decoder, lora: LoRA, seed: int) -> None:
+    """Freeze the model and give its targets adapters that change nothing yet: A as PEFT draws it,
+    uniform up to 1 / sqrt(in), B zero.
+
+    Raises InputError where the rank is more than that of a target, and for latent attention, whose
+    adapters nothing else could load.
+    """
+    if model.config.mla:
+        raise InputError(f"lora_rank: got {lora.rank}, wanted 0 for a model with latent attention")
+    targets = [found for found in _linears(model.layers) if found[1] in lora.targets]
+    most = min(min(linear.weight.shape) for _, _, linear in targets)
+    if lora.rank > most:
+        raise InputError(f"lora_rank: got {lora.rank}, wanted at most {most}, a target's own rank")
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
+    for parent, name, linear in targets:
+        adapted = LoRALinear(linear, lora)
+        nn.init.kaiming_uniform_(adapted.lora_A.weight, 5**0.5, generator=generator)
+        nn.init.zeros_(adapted.lora_B.weight)
+        setattr(parent, name, adapted.to(linear.weight.device))
+
+
+def keep_frozen_in_bf16(model: Decoder) -> None:
+    """Halve the memory of frozen projections whose every weight bfloat16 holds exactly, as it does
+    where the checkpoint is of that type. Under bf16 autocast not one bit of a result changes:
+    autocast would make the same copies."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight is not model.embed_tokens.weight:
+            half = module.weight.detach().bfloat16()
+            if not module.weight.requires_grad and torch.equal(half.float(), module.weight):
+                module.weight.data = half
+
+
+def merged(model: Decoder) -> Decoder:
+    """A model of plain projections that computes the same; the rest it shares with the given."""
+    plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for parent, name, linear in _linears(plain.layers):
+        if isinstance(linear, LoRALinear):
+            setattr(parent, name, linear.merged())
+    return plain
+
+
+def _linears(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """The projections in the layers, each with the module that it is an attribute of."""
+    for parent in list(layers.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and not isinstance(parent, LoRALinear):
+                yield parent, name, child
+
+
+def adapter_parameters(model: Decoder) -> dict[str, nn.Parameter]:
+    """The adapters' matrices under PEFT's names."""
+    return {
+        PEFT_PREFIX + name: parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def save_adapter(model: Decoder, folder: Path, lora: LoRA, base: str) -> None:
+    """Write the adapter's folder whole or not at all; base: where PEFT finds the model for it."""
+    tensors = {
+        name: parameter.detach().float().cpu().contiguous()
+        for name, parameter in adapter_parameters(model).items()
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted(lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        try:
+            save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, mostly
+            raise InputError(f"{folder}: the adapter could not be written: {error}") from None
+        (temporary / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
+        write_json(temporary / ADAPTER_CONFIG, config)
+
+
+def load_adapter(model: Decoder, folder: Path) -> None:
+    """Put a saved adapter's matrices into those of a model that has the same adapters."""
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model).items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,127 @@
+"""What of a model is trained, kept and published: all weights, or low-rank adapters."""
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from simple_llama.errors import InputError
+from simple_llama.files import copy_folder
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import uses_bf16
+from simple_llama.model.folder import load_model, save_model
+from simple_llama.model.lora import (
+    LoRA,
+    add_adapters,
+    keep_frozen_in_bf16,
+    load_adapter,
+    merged,
+    save_adapter,
+)
+from simple_llama.params import TrainParams
+from simple_llama.training.resume import ResumeFolder
+
+MODEL = Path("models/sft")
+CHECKPOINTS = Path("models/checkpoints")
+ADAPTER = Path("models/adapter")
+"""Empty where all weights are trained."""
+
+
+class Tuning(Protocol):
+    """A way to train a model."""
+
+    def prepare(self, model: Decoder, params: TrainParams, base_vocab_size: int) -> None:
+        """Leave gradients to what is trained.
+
+        base_vocab_size: embeddings that the base has, the model may have more. Raises InputError
+        where it can't be trained this way.
+        """
+
+    def save(self, model: Decoder, folder: Path) -> None:
+        """Keep what is trained."""
+
+    def publish(self, kept: ResumeFolder, best_step: int, ids: Tensor) -> dict[str, str]:
+        """Write models/: the best, and those kept at epoch ends. Returns what it measured on
+        `ids` (B, T), for the run's tags."""
+
+
+def tuning_of(params: TrainParams, base: str, tokenizer: Path) -> Tuning:
+    """The way that params name."""
+    return Adapters(params, base, tokenizer) if params.lora_rank else AllWeights(tokenizer)
+
+
+class AllWeights:
+    """Full fine-tuning."""
+
+    def __init__(self, tokenizer: Path) -> None:
+        self.tokenizer = tokenizer
+
+    def prepare(self, model: Decoder, params: TrainParams, base_vocab_size: int) -> None:
+        pass
+
+    def save(self, model: Decoder, folder: Path) -> None:
+        save_model(model, folder, self.tokenizer)
+
+    def publish(self, kept: ResumeFolder, best_step: int, ids: Tensor) -> dict[str, str]:
+        _empty(CHECKPOINTS, ADAPTER)
+        copy_folder(kept.kept_best(best_step), MODEL)
+        for epoch in kept.epochs():
+            copy_folder(epoch, CHECKPOINTS / epoch.name)
+        return {}
+
+
+class Adapters:
+    """LoRA: the base stays as it is, and is merged with the adapters at the end, in float32."""
+
+    def __init__(self, params: TrainParams, base: str, tokenizer: Path) -> None:
+        self.base, self.tokenizer = base, tokenizer
+        self.lora = LoRA(
+            rank=params.lora_rank,
+            alpha=params.lora_alpha,
+            dropout=params.lora_dropout,
+            targets=params.lora_projections,
+        )
+
+    def prepare(self, model: Decoder, params: TrainParams, base_vocab_size: int) -> None:
+        missing = model.config.vocab_size - base_vocab_size
+        if missing > 0:
+            raise InputError(
+                f"lora_rank: got {self.lora.rank}, but {self.base} lacks the embeddings of "
+                f"{missing} tokens and adapters learn none: wanted 0, or a prompt_format whose "
+                "tokens it has"
+            )
+        add_adapters(model, self.lora, params.seed)
+        if uses_bf16(model.embed_tokens.weight.device, params.precision):
+            keep_frozen_in_bf16(model)
+
+    def save(self, model: Decoder, folder: Path) -> None:
+        save_adapter(model, folder, self.lora, self.base)
+
+    def publish(self, kept: ResumeFolder, best_step: int, ids: Tensor) -> dict[str, str]:
+        _empty(CHECKPOINTS, ADAPTER)
+        model = load_model(self.base).eval()
+        add_adapters(model, self.lora, seed=0)
+        for epoch in kept.epochs():
+            load_adapter(model, epoch)
+            save_model(merged(model), CHECKPOINTS / epoch.name, self.tokenizer)
+        best = kept.kept_best(best_step)
+        copy_folder(best, ADAPTER)
+        load_adapter(model, best)
+        whole = merged(model)
+        save_model(whole, MODEL, self.tokenizer)
+        return {"lora.merged_logits_differ_by": f"{_difference(model, whole, ids):.2g}"}
+
+
+@torch.inference_mode()
+def _difference(model: Decoder, other: Decoder, ids: Tensor) -> float:
+    """Between their logits, at most."""
+    mine, theirs = (one.logits(one(ids)) for one in (model, other))
+    return (mine - theirs).abs().max().item()
+
+
+def _empty(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
