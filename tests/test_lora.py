@@ -162,7 +162,7 @@ def test_what_is_published_is_the_best_and_the_kept_ones_merged(
     base = random_model()
     save_model(base, "base")
     settings = params(lora_rank=3, lora_alpha=6.0)
-    chat = ChatTokenizer.from_file(tiny_tokenizer, system_prompt="", model_max_length=64)
+    chat = ChatTokenizer.from_path(tiny_tokenizer, prompt_format="auto", system_prompt="")
     chat.save(tmp_path / "tokenizer")
     tuning = tuning_of(settings, "base", tmp_path / "tokenizer")
     kept = ResumeFolder(tmp_path / "kept", interval=0.0)
