@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simple_llama.model import kernels
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.rope import rotate
 
@@ -123,6 +124,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, fused: bool)
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
     else:
         causal = mask is None
+        if causal and fused and kernels.runs_here(q):
+            return kernels.causal_attention(q, k, v)
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
     kernel = F.scaled_dot_product_attention if fused else plain_attention

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simple_llama.model.attention import Attention, KVCache
 from simple_llama.model.config import ModelConfig
+from simple_llama.model.kernels import RMSNorm, add_dropped
 from simple_llama.model.mla import LatentAttention
 from simple_llama.model.rope import rotary_angles, rotary_frequencies
 
@@ -35,10 +36,10 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, *, dropout: float, fused: bool) -> None:
         super().__init__()
         self.dropout = dropout
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         attention = LatentAttention if config.mla else Attention
         self.self_attn = attention(config, layer, fused=fused)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(
@@ -48,11 +49,13 @@ class DecoderLayer(nn.Module):
         cache: KVCache | None,
         mask: Tensor | None,
     ) -> Tensor:
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, cache, mask))
-        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+        x = self._add(x, self.self_attn(self.input_layernorm(x), rotary, cache, mask))
+        return self._add(x, self.mlp(self.post_attention_layernorm(x)))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, training=self.training) if self.dropout else x
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        if self.training and self.dropout:
+            return add_dropped(x, branch, self.dropout)
+        return x + branch
 
 
 class Decoder(nn.Module):
@@ -76,7 +79,7 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer, dropout=dropout, fused=fused)
             for layer in range(config.num_hidden_layers)
         )
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:

@@ -39,17 +39,18 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotation at each position, (..., R) float32.
+    """cos of the rotation at each position and sin, negative in the lower half, (..., R) float32.
 
     The halves of a head rotate together, (i, i + R/2), as in Hugging Face's Llama layout
     (RoPE: https://arxiv.org/abs/2104.09864).
     """
     angles = positions.float()[..., None] * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, heads, T, R) turned by angles that broadcast to it, in x's own type."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-high, low), dim=-1) * sin.to(x.dtype)
+    x = x.contiguous()  # so that the angles, the same for all heads, meet long rows
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))

@@ -16,25 +16,27 @@ from simple_llama.data.batches import Indices, MicroBatch, micro_batches
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
+from simple_llama.model.kernels import summed_cross_entropy
 from simple_llama.training.distributed import ALONE, Ranks, at_rest
-
-
-def supervised_logits(
-    model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """Logits (S, V) at the positions that predict a supervised token, and nowhere else.
-
-    `forward` may be a compiled form of the model.
-    """
-    hidden = (model if forward is None else forward)(batch.ids)  # (B, T, D)
-    return model.logits(hidden.flatten(0, 1)[batch.positions])
 
 
 def summed_loss(
     model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Cross-entropy in nats, summed over the batch's supervised tokens."""
-    return F.cross_entropy(supervised_logits(model, batch, forward), batch.targets, reduction="sum")
+    """Cross-entropy in nats, summed over the batch's supervised tokens.
+
+    `forward` may be a compiled form of the model.
+    """
+    logits = model.lm_head(_supervised(model, batch, forward))
+    return summed_cross_entropy(logits, batch.targets)
+
+
+def _supervised(
+    model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Hidden states (S, D) at the positions that predict a supervised token, and nowhere else."""
+    hidden = (model if forward is None else forward)(batch.ids)  # (B, T, D)
+    return hidden.flatten(0, 1)[batch.positions]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def score(
     for on_cpu in micro_batches(tokens, examples, budget=budget, pad_id=pad_id, rank=ranks):
         batch = on_cpu.to(device)
         with autocast(device, precision):
-            logits = supervised_logits(model, batch)
+            logits = model.logits(_supervised(model, batch))
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         hits = logits.argmax(dim=-1) == batch.targets
         rows, size = batch.rows, len(batch.examples)

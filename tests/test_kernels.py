@@ -1,0 +1,110 @@
+"""What training on a CPU computes in its own way is what PyTorch computes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simple_llama.data.batches import collate
+from simple_llama.model import kernels
+from simple_llama.model.attention import plain_attention
+from simple_llama.model.decoder import Decoder
+from simple_llama.training.loss import summed_loss
+from tests.test_model import tiny_config
+from tests.test_training import PAD, examples
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that these few tokens fill several of, with a rest."""
+    monkeypatch.setattr(kernels, "QUERIES", 5)
+    monkeypatch.setattr(kernels, "SCORES", 300)
+    monkeypatch.setattr(kernels, "LOGITS", 97 * 3)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """The output and, for some gradient of it, those of the inputs."""
+    out = function(*inputs)
+    upstream = random(*out.shape, seed=9).detach()
+    return [out, *torch.autograd.grad(out, inputs, upstream)]
+
+
+def largest_difference(mine: list[Tensor], theirs: list[Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("variant", [{}, {"num_key_value_heads": 1, "tie_word_embeddings": True}])
+def test_loss_and_gradients_of_a_model(
+    variant: dict[str, object], small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Decoder(tiny_config(**variant)).train()
+    model.initialise(0, std=0.3)
+    batch = collate(examples(12), np.arange(12), PAD, None)
+
+    def compute() -> list[Tensor]:
+        loss = summed_loss(model, batch) / len(batch.targets)
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+    mine = compute()
+    monkeypatch.setattr(kernels, "runs_here", lambda x: False)
+    assert largest_difference(mine, compute()) < 1e-5
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("earlier", [0, 3])
+def test_causal_attention(heads: tuple[int, int], earlier: int, small_blocks: None) -> None:
+    """Also where the first keys belong to no query: then all see them."""
+    H, G = heads
+    q, k, v = random(2, H, 12, 8), random(2, G, 12 + earlier, 8), random(2, G, 12 + earlier, 6)
+    mask = torch.ones(12, 12 + earlier, dtype=torch.bool).tril(earlier)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
+        return plain_attention(q, k, v, mask)
+
+    mine = gradients(kernels.causal_attention, q, k, v)
+    assert largest_difference(mine, gradients(plain, q, k, v)) < 1e-5
+
+
+def test_norm() -> None:
+    x, norm = random(3, 5, 8), kernels.RMSNorm(8, 1e-5)
+    with torch.no_grad():
+        norm.weight.copy_(random(8, seed=1))
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (8,), weight, 1e-5)
+
+    mine = gradients(lambda x, _: norm(x), x, norm.weight)
+    assert largest_difference(mine, gradients(plain, x, norm.weight)) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x).dtype == torch.bfloat16
+        with torch.no_grad():
+            assert torch.equal(norm(x), plain(x, norm.weight).bfloat16())
+
+
+def test_dropout_keeps_its_share_and_the_mean() -> None:
+    x, branch = torch.zeros(1000, 301), torch.ones(1000, 301)
+    torch.manual_seed(0)
+    out = kernels.add_dropped(x, branch, 0.1)
+    torch.manual_seed(0)
+    assert torch.equal(out, kernels.add_dropped(x, branch, 0.1))
+    assert len(set(out.flatten().tolist())) == 2
+    assert (out == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
+    assert out.mean().item() == pytest.approx(1, abs=0.003)
+    rows, columns = (out == 0).float().mean(1), (out == 0).float().mean(0)
+    assert max(rows.std().item(), columns.std().item() * (1000 / 301) ** 0.5) < 0.02
+
+
+def test_a_dropped_element_has_no_gradient() -> None:
+    branch = random(50, 7)
+    out, gradient = gradients(
+        lambda branch: kernels.add_dropped(torch.zeros(50, 7), branch, 0.5), branch
+    )
+    assert ((out == 0) == (gradient == 0)).all()
