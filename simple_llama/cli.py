@@ -52,6 +52,33 @@ def command(*options: Option) -> Callable[[Callable[..., None]], Callable[..., N
     return register
 
 
+MODEL = option(
+    "--model", default="models/sft", metavar="DIR", help="a model folder (default: models/sft)"
+)
+DEVICE = option("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
+MAX_TOKENS = option(
+    "--max-tokens", type=int, default=256, metavar="N", help="of a reply, at most (default: 256)"
+)
+TOP_P = option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    metavar="P",
+    help="draw among the most likely tokens that have this probability together (default: 1)",
+)
+SEED = option("--seed", type=int, metavar="N", help="the same draws each time")
+
+
+def temperature(default: float) -> Option:
+    return option(
+        "--temperature",
+        type=float,
+        default=default,
+        metavar="T",
+        help=f"0: always the most likely token; 1: as the model has it (default: {default:g})",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="simple-llama", description="Supervised fine-tuning of LLaMA-style models."
@@ -130,6 +157,103 @@ def reproduce(run_id: str) -> None:
     from simple_llama.tracking.reproduce import commands
 
     print("\n".join(commands(run_id)))
+
+
+@command(
+    MODEL,
+    option("--system", metavar="TEXT", help="system prompt (default: the model's own)"),
+    temperature(0.7),
+    TOP_P,
+    MAX_TOKENS,
+    SEED,
+    DEVICE,
+    option(
+        "--compare",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="also let this model answer, side by side (default: model_path of params.yaml)",
+    ),
+)
+def chat(model: str, system: str | None, compare: str | None, device: str, **sampling: Any) -> None:
+    """Talk with a model on the terminal."""
+    from simple_llama.inference.chat import chat
+    from simple_llama.inference.replies import Settings
+
+    settings = Settings(**sampling)
+    chat(model=model, system=system, compare=compare, device=device, settings=settings)
+
+
+@command(
+    MODEL,
+    option(
+        "--prompt",
+        dest="prompts",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="to be answered; may be repeated",
+    ),
+    option(
+        "--file",
+        metavar="FILE",
+        help="prompts: conversations as prepare reads them, or a .txt of one prompt a line",
+    ),
+    option("--out", metavar="FILE", help="JSONL (default: the standard output)"),
+    option("--batch-size", type=int, default=32, metavar="N", help="prompts at once (default: 32)"),
+    temperature(0.0),
+    TOP_P,
+    MAX_TOKENS,
+    SEED,
+    DEVICE,
+)
+def generate(
+    model: str,
+    prompts: list[str],
+    file: str | None,
+    out: str | None,
+    batch_size: int,
+    device: str,
+    **sampling: Any,
+) -> None:
+    """Answer prompts, or a file of them, in batches."""
+    from simple_llama.inference.batch import generate_replies
+    from simple_llama.inference.replies import Settings
+
+    generate_replies(
+        model=model,
+        prompts=prompts,
+        file=file,
+        out=out,
+        batch_size=batch_size,
+        device=device,
+        settings=Settings(**sampling),
+    )
+
+
+@command(
+    option("--model", required=True, metavar="DIR", help="a model folder"),
+    option("--data", required=True, metavar="FILE", help="conversations as prepare reads them"),
+    option("--out", metavar="FILE", help="the report as JSON"),
+    DEVICE,
+)
+def evaluate(model: str, data: str, out: str | None, device: str) -> None:
+    """Score a model on a file without training it: loss, accuracy, exact match."""
+    from simple_llama.evaluation.one_model import evaluate_file
+
+    print(evaluate_file(model=model, data=data, out=out, device=device))
+
+
+@command(
+    option("folder", metavar="DIR", help="a new or empty folder"),
+    MODEL,
+    option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32"),
+)
+def export(folder: str, model: str, dtype: str) -> None:
+    """Write a model folder that is the next base model, or another tool's."""
+    from simple_llama.inference.export import export
+
+    print(export(folder=folder, model=model, dtype=dtype))
 
 
 @command()

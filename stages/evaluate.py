@@ -15,6 +15,7 @@ from simple_llama.data.examples import read_examples
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
+from simple_llama.evaluation.held_out import HeldOut
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference, summarise
 from simple_llama.evaluation.report import ReportInput, render
 from simple_llama.files import atomic_write, read_csv, read_json, write_json
@@ -82,8 +83,8 @@ def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list
     path = params.eval_json_path
     if Path(path).resolve() == Path("data/prepared/train.jsonl").resolve():
         raise InputError(f"eval_json_path: {path} was trained on, wanted held-out examples")
-    examples = list(read_examples(path, params.system_prompt))
     if params.on_validation_split:
+        examples = list(read_examples(path, params.system_prompt))
         tokens = Tokens.read(TOKENS[1])
         kept = [examples[row] for row in tokens.rows]
         sentence = (
@@ -91,27 +92,13 @@ def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list
             "so it is not independent of the training."
         )
         return tokens, [example.category for example in kept], sentence
-    encoded = tokenizer.encode([example.messages for example in examples], params.supervise)
-    pairs = [
-        (pair, example)
-        for pair, example in zip(encoded, examples, strict=True)
-        if len(pair[0]) <= params.max_seq_len
-    ]
-    if not pairs:
-        raise InputError(
-            f"{path}: none of its {len(examples)} examples has at most max_seq_len "
-            f"({params.max_seq_len}) tokens"
-        )
+    held_out = HeldOut.read(path, tokenizer, params)
     sentence = (
-        f"Held out: {path}, {len(pairs):,} examples; "
-        f"{len(examples) - len(pairs):,} longer than max_seq_len are left out. "
+        f"Held out: {path}, {len(held_out.tokens):,} examples; "
+        f"{held_out.left_out:,} longer than max_seq_len are left out. "
         "It chose no checkpoint; that it shares no example with the training data is not checked."
     )
-    return (
-        Tokens.from_examples([pair for pair, _ in pairs]),
-        [example.category for _, example in pairs],
-        sentence,
-    )
+    return held_out.tokens, list(held_out.categories), sentence
 
 
 def compare(

@@ -110,9 +110,10 @@ def _answer(
 
 
 def summarise(
-    tuned: Evaluation, base: Evaluation, categories: Sequence[str | None], data: str
+    tuned: Evaluation, base: Evaluation | None, categories: Sequence[str | None], data: str
 ) -> dict[str, Any]:
-    """reports/eval.json: both models side by side, over all examples and by category.
+    """reports/eval.json: both models side by side, over all examples and by category. Without a
+    base, one model by itself.
 
     categories: one per example. Losses in nats per supervised token; shares from 0 to 1, null
     where no example was scored.
@@ -121,10 +122,10 @@ def summarise(
     by_category = {}
     for name in sorted(set(named)):
         examples = np.array([i for i, other in enumerate(named) if other == name])
-        row = _both(tuned, base, examples)
-        by_category[name] = {key: row[key] for key in CATEGORY_KEYS}
+        row = _row(tuned, base, examples)
+        by_category[name] = {key: row[key] for key in CATEGORY_KEYS if key in row}
     return {
-        **_both(tuned, base, np.arange(len(categories))),
+        **_row(tuned, base, np.arange(len(categories))),
         "data": data,
         "by_category": by_category,
     }
@@ -141,8 +142,8 @@ CATEGORY_KEYS = (
 )
 
 
-def _both(tuned: Evaluation, base: Evaluation, examples: Indices) -> dict[str, Any]:
-    mine, theirs = _part(tuned.scores, examples), _part(base.scores, examples)
+def _row(tuned: Evaluation, base: Evaluation | None, examples: Indices) -> dict[str, Any]:
+    mine = _part(tuned.scores, examples)
     scored = [i for i in examples.tolist() if i in tuned.matches]
     return {
         "val_loss": _rounded(mine.mean_loss),
@@ -150,12 +151,19 @@ def _both(tuned: Evaluation, base: Evaluation, examples: Indices) -> dict[str, A
         "val_token_accuracy": _rounded(mine.accuracy),
         "exact_match": _share(tuned.matches, scored),
         "exact_match_examples": len(scored),
-        "base_val_loss": _rounded(theirs.mean_loss),
-        "base_token_accuracy": _rounded(theirs.accuracy),
-        "base_exact_match": _share(base.matches, scored),
+        **(_base_keys(base, examples, scored) if base else {}),
         "most_frequent_answer": _most_frequent(tuned.references, scored),
         "examples": len(examples),
         "supervised_tokens": int(mine.tokens.sum()),
+    }
+
+
+def _base_keys(base: Evaluation, examples: Indices, scored: list[int]) -> dict[str, Any]:
+    theirs = _part(base.scores, examples)
+    return {
+        "base_val_loss": _rounded(theirs.mean_loss),
+        "base_token_accuracy": _rounded(theirs.accuracy),
+        "base_exact_match": _share(base.matches, scored),
     }
 
 

@@ -162,8 +162,6 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         **shape,
         **_family(config),
         **_rope_json(config),
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 

@@ -1,6 +1,7 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -16,6 +17,8 @@ def devices(name: str) -> list[torch.device]:
 
     Raises InputError where this machine has no such device.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise InputError(f"device: got {name!r}, wanted auto, cpu, cuda, cuda:N or mps")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto" and not gpus:
         return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]

@@ -30,6 +30,14 @@ from simple_llama.model.weights import (
     weight_files,
 )
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.model",
+)
+
 
 def load_model(
     path: str | Path,
@@ -179,22 +187,32 @@ def check_fits(
     return config
 
 
-def save_model(model: Decoder, folder: str | Path, tokenizer: str | Path | None = None) -> None:
-    """Write the folder whole or not at all: weights in float32, config, and the files of the
-    folder `tokenizer` beside them."""
+def save_model(
+    model: Decoder,
+    folder: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the folder whole or not at all: weights, config, and the tokenizer files of the folder
+    `tokenizer` beside them."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         try:
-            save_file(_state(model), temporary / WEIGHTS, metadata={"format": "pt"})
+            state = {name: weight.to(dtype) for name, weight in _state(model).items()}
+            save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, mostly
             raise InputError(f"{folder}: the weights could not be written: {error}") from None
         (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
         generation: dict[str, Any] = {}
         if tokenizer is not None:
-            for path in sorted(Path(tokenizer).iterdir()):
-                shutil.copyfile(path, temporary / path.name)
+            for name in TOKENIZER_FILES:
+                if (Path(tokenizer) / name).is_file():
+                    shutil.copyfile(Path(tokenizer) / name, temporary / name)
             generation = _special_ids(Path(tokenizer))
-        _write(temporary / "config.json", config_json(model.config) | generation)
+        kind = str(dtype).removeprefix("torch.")
+        types = {"dtype": kind, "torch_dtype": kind}
+        _write(temporary / "config.json", config_json(model.config) | types | generation)
         _write(temporary / "generation_config.json", generation)
 
 
@@ -208,11 +226,17 @@ def _state(model: Decoder) -> dict[str, Tensor]:
 
 
 def _special_ids(tokenizer: Path) -> dict[str, int]:
-    """eos and pad ids, which generation needs, of a tokenizer folder."""
+    """bos, eos and pad ids, which generation needs, of a tokenizer folder: those it has."""
     settings = read_json(tokenizer / "tokenizer_config.json")
     added = read_json(tokenizer / "tokenizer.json")["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
-    return {f"{kind}_token_id": ids[settings[f"{kind}_token"]] for kind in ("eos", "pad")}
+    found = {}
+    for kind in ("bos", "eos", "pad"):
+        token = settings.get(f"{kind}_token")
+        name = token.get("content") if isinstance(token, dict) else token
+        if name in ids:
+            found[f"{kind}_token_id"] = ids[name]
+    return found
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

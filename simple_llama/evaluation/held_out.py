@@ -1,0 +1,41 @@
+"""A file of conversations that took no part in training, as the models score it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simple_llama.data.examples import read_examples
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.params import EvaluateParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Examples of at most max_seq_len tokens."""
+
+    tokens: Tokens
+    categories: Sequence[str | None]
+    left_out: int
+    """Examples that are longer."""
+
+    @classmethod
+    def read(cls, path: str, tokenizer: ChatTokenizer, params: EvaluateParams) -> "HeldOut":
+        """Raises InputError where a row is no conversation or every one is too long."""
+        examples = list(read_examples(path, params.system_prompt))
+        encoded = tokenizer.encode([example.messages for example in examples], params.supervise)
+        pairs = [
+            (pair, example)
+            for pair, example in zip(encoded, examples, strict=True)
+            if len(pair[0]) <= params.max_seq_len
+        ]
+        if not pairs:
+            raise InputError(
+                f"{path}: none of its {len(examples)} examples has at most max_seq_len "
+                f"({params.max_seq_len}) tokens"
+            )
+        return cls(
+            tokens=Tokens.from_examples([pair for pair, _ in pairs]),
+            categories=[example.category for _, example in pairs],
+            left_out=len(examples) - len(pairs),
+        )

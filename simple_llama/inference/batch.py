@@ -1,0 +1,131 @@
+"""`simple-llama generate`: replies to many prompts, in batches."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+from simple_llama.errors import InputError
+from simple_llama.files import atomic_write
+from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
+from simple_llama.inference.requests import Request, read_requests
+from simple_llama.inference.terminal import printable
+from simple_llama.model.generation import generate
+from simple_llama.outs import check_outside_outs
+
+BATCHES_AHEAD = 16
+"""So many batches of prompts are read at once and sorted by length, so that little is padding."""
+
+
+def generate_replies(
+    *,
+    model: str,
+    prompts: Sequence[str],
+    file: str | None,
+    out: str | None,
+    batch_size: int,
+    device: str,
+    settings: Settings,
+) -> None:
+    """Answer the prompts, or those of a file, as JSONL to `out` or the standard output; a single
+    prompt's reply there is plain text. Raises InputError.
+    """
+    if bool(prompts) == bool(file):
+        raise InputError("wanted --prompt TEXT, once or several times, or --file FILE")
+    if batch_size < 1:
+        raise InputError(f"--batch-size: got {batch_size}, wanted 1 or more")
+    if out is not None:
+        check_outside_outs(out)
+    replier = load_replier(model, device)
+    if file is not None:
+        requests = read_requests(file, replier.tokenizer.system_prompt)
+    else:
+        requests = iter(_from_arguments(prompts))
+    records = answer(replier, requests, batch_size, settings)
+    if out is not None:
+        _write(records, out)
+    elif len(prompts) == 1:
+        _show(*(record["reply"] for record in records))
+    else:
+        for record in records:
+            _show(_line(record))
+
+
+def _from_arguments(prompts: Sequence[str]) -> list[Request]:
+    for prompt in prompts:
+        if not checked_text("--prompt", prompt).strip():
+            raise InputError("--prompt: an empty text")
+    return [
+        Request(
+            id=f"prompt[{place}]", messages=[{"role": "user", "content": prompt}], reference=None
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def answer(
+    replier: Replier, requests: Iterable[Request], batch_size: int, settings: Settings
+) -> Iterator[dict[str, Any]]:
+    """A record for each request, in order: id, prompt, reply, whether the reply came to its end,
+    and the reference if the request has one.
+
+    Sampled replies depend on the batch size; greedy ones do not, but for ties within rounding.
+    Raises InputError.
+    """
+    generator = settings.generator()
+    waiting = iter(requests)
+    while chunk := list(islice(waiting, batch_size * BATCHES_AHEAD)):
+        prompts = [_prompt(replier, request) for request in chunk]
+        order = sorted(range(len(chunk)), key=lambda place: -len(prompts[place]))
+        replies: dict[int, list[int]] = {}
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            said = generate(
+                replier.model,
+                [prompts[place] for place in places],
+                max_new_tokens=settings.max_tokens,
+                stop_ids=[replier.tokenizer.stop_id],
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                generator=generator,
+            )
+            replies |= dict(zip(places, said, strict=True))
+        for place, request in enumerate(chunk):
+            room = replier.max_length - len(prompts[place])
+            record: dict[str, Any] = {
+                "id": request.id,
+                "prompt": request.messages[-1]["content"],
+                "reply": replier.tokenizer.decode(replies[place]),
+                "complete": len(replies[place]) < min(settings.max_tokens, room),
+            }
+            if request.reference is not None:
+                record["reference"] = request.reference
+            yield record
+
+
+def _prompt(replier: Replier, request: Request) -> list[int]:
+    prompt = replier.tokenizer.prompt(request.messages)
+    if len(prompt) >= replier.max_length:
+        raise InputError(
+            f"{request.id}: a prompt of {len(prompt)} tokens, the model has positions for "
+            f"{replier.max_length}"
+        )
+    return prompt
+
+
+def _write(records: Iterator[dict[str, Any]], out: str) -> None:
+    with atomic_write(out) as target, closing(tqdm(records, unit=" replies", disable=None)) as each:
+        for record in each:
+            target.write(f"{_line(record)}\n".encode())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _show(text: str) -> None:
+    print(printable(text) if sys.stdout.isatty() else text, flush=True)

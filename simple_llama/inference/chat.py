@@ -1,0 +1,196 @@
+"""`simple-llama chat`: a conversation on the terminal, with one model or two side by side."""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from itertools import count
+
+from simple_llama.errors import InputError
+from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
+from simple_llama.inference.terminal import Columns, printable
+from simple_llama.params import BaseParams, Params
+
+HELP = """\
+/reset         forget the conversation
+/system TEXT   another system prompt, and a new conversation; without TEXT the model's own
+/help          this
+/exit          leave, as Ctrl-D does; Ctrl-C stops a reply
+A line that begins with a space is never a command."""
+NARROW = 80
+"""Columns of a terminal below which two replies stand one after the other."""
+
+
+class Voice:
+    """A model and the conversation as it went with it."""
+
+    def __init__(self, name: str, replier: Replier, system: str | None, settings: Settings) -> None:
+        self.name = name
+        self._replier, self._settings = replier, settings
+        self._generator = settings.generator()
+        self.restart(system)
+
+    def restart(self, system: str | None) -> None:
+        """Forget the conversation; None: the model's own system prompt."""
+        self.system = system
+        self._turns: list[dict[str, str]] = []
+
+    def hear(self, text: str) -> int:
+        """Take a message; the number of oldest turns that had to be forgotten for it.
+
+        Half of the model's positions, or max_tokens if that is less, stay free for the reply.
+        Raises InputError where the message alone is too long; then it is as if never said.
+        """
+        self._turns.append({"role": "user", "content": text})
+        ends = self._replier.max_length
+        room = ends - min(self._settings.max_tokens, ends // 2)
+        for forgotten in count():
+            self._prompt = self._replier.tokenizer.prompt(self._messages())
+            if len(self._prompt) <= room:
+                return forgotten
+            if len(self._turns) == 1:
+                if len(self._prompt) < ends:
+                    return forgotten
+                self._turns.clear()
+                raise InputError(
+                    f"{self.name}: the message makes a prompt of {len(self._prompt)} tokens, the "
+                    f"model has positions for {ends}"
+                )
+            del self._turns[:2]
+        raise AssertionError
+
+    def reply(self) -> Generator[str, None, None]:
+        """The reply to what was heard, piece by piece. Where it is left, it ended."""
+        said = ""
+        try:
+            for piece in self._replier.reply(self._prompt, self._settings, self._generator):
+                said += piece
+                yield piece
+        finally:
+            self._turns.append({"role": "assistant", "content": said})
+
+    def _messages(self) -> list[dict[str, str]]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return system + self._turns
+
+
+def chat(
+    *, model: str, system: str | None, compare: str | None, device: str, settings: Settings
+) -> None:
+    """Talk until the input ends. compare: another model, "" for params.yaml's base model.
+
+    Raises InputError.
+    """
+    if system is not None:
+        checked_text("--system", system)
+    replier = load_replier(model, device)
+    voices = [Voice(model, replier, system, settings)]
+    if compare is not None:
+        base = compare or Params().section(BaseParams).model_path
+        # the same prompt for both, as in the report
+        other = load_replier(base, device, replier.tokenizer)
+        voices.append(Voice(base, other, system, settings))
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input() then has a history and can be edited)
+        print(f"{' and '.join(voice.name for voice in voices)}. /help lists the commands.")
+    for line in _lines(interactive):
+        try:
+            if not _answer(voices, line, interactive):
+                break
+        except InputError as error:
+            if not interactive:
+                raise
+            _note(str(error), interactive)
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if interactive else "")
+        except EOFError:
+            if interactive:
+                print()
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print("\n(/exit or Ctrl-D leaves)")
+
+
+def _answer(voices: Sequence[Voice], line: str, interactive: bool) -> bool:
+    """Whether the conversation goes on after this line."""
+    command, _, rest = line.partition(" ")
+    match command:
+        case "/exit":
+            return False
+        case "/help":
+            print(HELP)
+        case "/reset":
+            for voice in voices:
+                voice.restart(voice.system)
+            _note("a new conversation", interactive)
+        case "/system":
+            for voice in voices:
+                voice.restart(rest.strip() or None)
+            _note("a new conversation, with this system prompt", interactive)
+        case _ if command.startswith("/"):
+            _note(f"no command {printable(command)}: /help lists them", interactive)
+        case _ if line.strip():
+            _converse(voices, line.strip(), interactive)
+    return True
+
+
+def _converse(voices: Sequence[Voice], text: str, interactive: bool) -> None:
+    for voice in voices:
+        if forgotten := voice.hear(text):
+            turns = "turn" if forgotten == 1 else f"{forgotten} turns"
+            _note(
+                f"{voice.name}: the oldest {turns} forgotten, its positions are full", interactive
+            )
+    columns = shutil.get_terminal_size().columns
+    try:
+        if interactive and len(voices) > 1 and columns >= NARROW:
+            _side_by_side(voices, columns)
+        else:
+            _one_by_one(voices)
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        print()
+        _note("stopped", interactive)
+
+
+def _one_by_one(voices: Sequence[Voice]) -> None:
+    for voice in voices:
+        if len(voices) > 1:
+            print(f"{voice.name}: ", end="")
+        with contextlib.closing(voice.reply()) as pieces:
+            for piece in pieces:
+                print(printable(piece), end="", flush=True)
+        print(flush=True)
+
+
+def _side_by_side(voices: Sequence[Voice], columns: int) -> None:
+    """Both at once, token by token in turns."""
+    table = Columns(sys.stdout, [voice.name for voice in voices], columns)
+    with contextlib.ExitStack() as stack:
+        speaking = {
+            place: stack.enter_context(contextlib.closing(voice.reply()))
+            for place, voice in enumerate(voices)
+        }
+        while speaking:
+            for place, pieces in list(speaking.items()):
+                try:
+                    table.add(place, next(pieces))
+                except StopIteration:
+                    table.end(place)
+                    del speaking[place]
+
+
+def _note(text: str, interactive: bool) -> None:
+    """To the person, not into what a program reads."""
+    print(f"({printable(text)})", file=sys.stdout if interactive else sys.stderr, flush=True)

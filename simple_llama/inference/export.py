@@ -1,0 +1,31 @@
+"""`simple-llama export`: a model folder of its own, for another run or another tool."""
+
+from pathlib import Path
+
+import torch
+
+from simple_llama.errors import InputError
+from simple_llama.model.folder import load_model, save_model
+from simple_llama.outs import check_outside_outs
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export(*, folder: str, model: str, dtype: str) -> str:
+    """Write the model and its tokenizer whole or not at all; what was done, for a person.
+
+    Raises InputError where the folder is not free, DVC's, or there is no model.
+    """
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{folder}: exists already, wanted a new or empty folder")
+    check_outside_outs(target)
+    if not Path(model).exists():
+        raise InputError(f"{model}: no such model; `dvc repro` makes models/sft")
+    loaded = load_model(model)
+    save_model(loaded, target, model, dtype=DTYPES[dtype])
+    size = sum(parameter.numel() for parameter in loaded.parameters())
+    return (
+        f"{folder}: {model}, {size / 1e6:.1f}M parameters in {dtype}\n"
+        f"as the next base: model_path: {folder} and tokenizer_path: {folder}/tokenizer.json"
+    )

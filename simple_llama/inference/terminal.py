@@ -1,0 +1,112 @@
+"""Text of unknown origin on a terminal: made harmless, measured, wrapped, in columns."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TextIO
+
+BIDI = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
+"""Marks that turn the direction of text around, and separators that break lines."""
+BETWEEN = " │ "
+
+
+def printable(text: str) -> str:
+    """The text with control characters as pictures, so that none reaches the terminal: an escape
+    sequence could rename the window, or type commands. Line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t" or character.isprintable():
+        return character
+    if ord(character) < 0x20:
+        return chr(0x2400 + ord(character))  # ␛ for an escape
+    if unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") or character in BIDI:
+        return "\N{REPLACEMENT CHARACTER}"
+    return character
+
+
+def width(text: str) -> int:
+    """Columns that the text takes on a terminal."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    """Lines of at most so many columns, broken between words, or within one that is longer.
+
+    All but the last line stay as they are when the text goes on.
+    """
+    lines = []
+    for paragraph in text.expandtabs(4).split("\n"):
+        line = ""
+        for word in _words(paragraph):
+            if width(line + word.rstrip(" ")) > columns and line:
+                lines.append(line.rstrip(" "))
+                line = ""
+            for character in word:
+                if width(line + character) > columns:
+                    if character != " ":
+                        lines.append(line)
+                        line = character
+                else:
+                    line += character
+        lines.append(line.rstrip(" "))
+    return lines
+
+
+def _words(text: str) -> list[str]:
+    """Cut before each word: its spaces stand behind it."""
+    words: list[str] = []
+    for character in text:
+        if words and not (words[-1].endswith(" ") and character != " "):
+            words[-1] += character
+        else:
+            words.append(character)
+    return words
+
+
+class Columns:
+    """Texts that grow side by side. A row is printed for good when no column can change it any
+    more; before that, it is written over."""
+
+    def __init__(self, out: TextIO, titles: Sequence[str], columns: int) -> None:
+        self._out = out
+        count = len(titles)
+        self._width = (columns - 1 - len(BETWEEN) * (count - 1)) // count
+        self._texts = [""] * count
+        self._growing = [True] * count
+        self._printed = 0
+        self._write([title[-self._width :] for title in titles], "\n")
+        self._write(["─" * self._width] * count, "\n")
+
+    def add(self, column: int, text: str) -> None:
+        self._texts[column] += printable(text)
+        self._show()
+
+    def end(self, column: int) -> None:
+        self._growing[column] = False
+        self._show()
+
+    def _show(self) -> None:
+        texts = [wrap(text, self._width) for text in self._texts]
+        rows = max(map(len, texts))
+        final = [len(lines) - 1 for lines, on in zip(texts, self._growing, strict=True) if on]
+        done = min(final, default=rows)
+        cells = [lines + [""] * (rows - len(lines)) for lines in texts]
+        while self._printed < done:
+            self._write([lines[self._printed] for lines in cells], "\n")
+            self._printed += 1
+        if self._printed < rows:
+            self._write([lines[self._printed] for lines in cells], "")
+        self._out.flush()
+
+    def _write(self, cells: Sequence[str], end: str) -> None:
+        padded = [cell + " " * (self._width - width(cell)) for cell in cells]
+        self._out.write("\r" + BETWEEN.join(padded) + end)
