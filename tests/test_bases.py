@@ -14,7 +14,6 @@ from torch import Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.model.attention import KVCache
-from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import ABSENT, config_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import check_fits, load_config, load_model, save_model
@@ -55,6 +54,7 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "qwen2": ("qwen2", {"rope_parameters": PLAIN, "tie_word_embeddings": True}, torch.bfloat16),
     "qwen2, untied": ("qwen2", {"num_key_value_heads": 1}, torch.float32),
 }
+PEAK = Path("/proc/self/status")
 IDS = torch.randint(0, 97, (2, 120), generator=torch.Generator().manual_seed(1))
 
 
@@ -258,16 +258,16 @@ def test_a_config_is_what_is_read_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not PEAK.exists(), reason="this system does not tell a process's peak memory")
 def test_loading_takes_the_memory_of_one_copy(tmp_path: Path) -> None:
     wide = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1408}
-    config: ModelConfig = tiny_config(num_hidden_layers=8, head_dim=128, **wide)
-    save_model(Decoder(config), tmp_path / "model")
+    save_model(Decoder(tiny_config(num_hidden_layers=8, head_dim=128, **wide)), tmp_path / "model")
     code = (
-        "import resource, sys; from simple_llama.model.folder import load_model; "
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "import re, sys; from simple_llama.model.folder import load_model; "
+        f"peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open({str(PEAK)!r}).read())[1]); "
         "before = peak(); model = load_model(sys.argv[1]); print(peak() - before)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size = (tmp_path / "model/model.safetensors").stat().st_size
-    assert int(done.stdout) * 1024 < 1.4 * size
+    assert 0.9 * size < int(done.stdout) * 1024 < 1.3 * size

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-import warnings
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -179,10 +179,10 @@ def check_fits(
             f"({max_seq_len}) and not supported: wanted max_seq_len up to it"
         )
     if config.max_position_embeddings < max_seq_len:
-        warnings.warn(
-            f"max_seq_len ({max_seq_len}) is above what {path} was pretrained for "
+        print(
+            f"warning: max_seq_len ({max_seq_len}) is above what {path} was pretrained for "
             f"({config.max_position_embeddings} tokens)",
-            stacklevel=2,
+            file=sys.stderr,
         )
     return config
 
