@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from models.demo.base import train_tokenizer
+from models.demo.base import DemoParams, train_tokenizer
 from models.demo.conversations import rendered
 from models.demo.texts import documents
+from simple_llama.params import Params, TrainParams
 
 ROOT = Path(__file__).parents[1]
 CATEGORIES = {
@@ -73,3 +74,7 @@ def test_the_committed_report_shows_what_the_demo_promises() -> None:
         assert row["exact_match_examples"] <= 0.3 * report["exact_match_examples"], name
         if row["exact_match_examples"] >= 20:
             assert row["most_frequent_answer"] <= 0.15, name
+
+
+def test_the_params_of_the_base_model_are_whole() -> None:
+    Params(ROOT / "models/demo/params.yaml", (DemoParams, TrainParams))
