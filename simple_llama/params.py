@@ -80,6 +80,8 @@ class ExecutionParams:
     micro_batch_tokens: int
     """Padded tokens in one forward pass, at most (but at least one example)."""
     use_flash_attention: bool
+    num_devices: int | Literal["auto"]
+    """Of this machine; auto: all its GPUs that `device` allows, or one CPU."""
 
     def __post_init__(self) -> None:
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
@@ -90,6 +92,14 @@ class ExecutionParams:
             self.micro_batch_tokens,
             "1 or more",
         )
+        if self.num_devices != "auto":
+            several = self.device in ("auto", "cpu", "cuda")
+            _require(
+                self.num_devices == 1 or (several and self.num_devices > 1),
+                "num_devices",
+                self.num_devices,
+                "1 or more, or auto" if several else f"1: device {self.device} is a single one",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +144,8 @@ class TrainParams(ExecutionParams):
     enable_compilation: bool
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
+    shard: Literal["none", "full"]
+    """Whether each of several devices holds a part of the model only."""
     lora_rank: int
     """Of the adapters; 0: all weights are trained."""
     lora_alpha: float
@@ -171,6 +183,12 @@ class TrainParams(ExecutionParams):
             "sample_temperature",
         ):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(
+            self.shard == "none" or not self.enable_compilation,
+            "enable_compilation",
+            self.enable_compilation,
+            "false with shard: full, whose blocks are gathered between the compiled parts",
+        )
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
@@ -199,6 +217,12 @@ class TrainParams(ExecutionParams):
 
     def _check_lora(self) -> None:
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")
+        _require(
+            self.lora_rank == 0 or self.shard == "none",
+            "lora_rank",
+            self.lora_rank,
+            "0 with shard: full: it spreads what is trained, and adapters are small",
+        )
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "0 to below 1")
         names = self.lora_projections

@@ -78,42 +78,54 @@ def try_lock(path: Path) -> Iterator[bool]:
     """Hold the lock `path` if nobody else does; gives whether it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        yield _first_free([file]) is not None
+        yield _lock([file], 1) is not None
 
 
 @contextmanager
-def claim(names: Sequence[str | None], *, share: bool = False) -> Iterator[int]:
-    """Hold the first free one of the devices with these lock names; gives its place among them.
+def claim(
+    names: Sequence[str | None], *, count: int = 1, share: bool = False
+) -> Iterator[list[int]]:
+    """Hold the first `count` free ones of the devices with these lock names, all or none; gives
+    their places among them.
 
-    While other processes of this repository hold them all, it waits and says so, or, where `share`
-    is set, takes any. A device named None is nobody's.
+    While other processes of this repository hold too many, it waits and says so, or, where `share`
+    is set, takes any. A device named None is nobody's, and as many as one wants.
     """
     if None in names:
-        yield names.index(None)
+        yield [names.index(None)] * count
         return
     paths = [main_root() / LOCKS / f"{name}.lock" for name in names]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(path, "a", encoding="utf-8")) for path in paths]
-        free = _first_free(files)
+        free = _lock(files, count)
         if free is None and share:
-            yield os.getpid() % len(names)
+            yield [(os.getpid() + i) % len(names) for i in range(count)]
             return
         if free is None:
             holders = "; ".join(_holder(path) for path in paths)
-            warn(f"waiting for a free device ({', '.join(map(str, names))}): {holders}", "note")
+            what = "a free device" if count == 1 else f"{count} free devices"
+            warn(f"waiting for {what} ({', '.join(map(str, names))}): {holders}", "note")
         while free is None:
             time.sleep(CLAIM_INTERVAL)
-            free = _first_free(files)
-        _sign(paths[free])
+            free = _lock(files, count)
+        for place in free:
+            _sign(paths[place])
         yield free
 
 
-def _first_free(files: Sequence[IO[str]]) -> int | None:
+def _lock(files: Sequence[IO[str]], count: int) -> list[int] | None:
+    """The places of the first `count` that nobody holds, now locked; None: there are fewer."""
+    held: list[int] = []
     for place, file in enumerate(files):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return place
+        if len(held) < count:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.append(place)
+    if len(held) == count:
+        return held
+    for place in held:
+        fcntl.flock(files[place], fcntl.LOCK_UN)
     return None
 
 
@@ -170,7 +182,7 @@ def dvc_ancestor() -> int | None:
 
 
 @contextmanager
-def ends_with(pid: int | None) -> Iterator[None]:
+def ends_with(pid: int | None, name: str = "dvc") -> Iterator[None]:
     """Within the block, send this process SIGTERM when process `pid` is gone.
 
     A killed DVC leaves its stage running, and the next `dvc repro` would start another beside it.
@@ -184,7 +196,7 @@ def ends_with(pid: int | None) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(WATCH_INTERVAL):
             if process_start(pid) != started:
-                warn(f"dvc (process {pid}) is gone, so this stage ends")
+                warn(f"{name} (process {pid}) is gone, so this stage ends")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

@@ -1,10 +1,12 @@
 """Flat YAML from strangers: plain data, YAML 1.2 numbers, each value of the wanted type."""
 
+import contextlib
 import difflib
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -83,7 +85,11 @@ def _problem(error: Exception) -> str:
 
 def typed(where: str, value: object, wanted: Any) -> Any:
     """value as the wanted type; an integer may stand for a float, nothing else is converted."""
-    if get_origin(wanted) is Literal:
+    if get_origin(wanted) in (Union, UnionType):
+        for one in get_args(wanted):
+            with contextlib.suppress(InputError):
+                return typed(where, value, one)
+    elif get_origin(wanted) is Literal:
         if value in get_args(wanted) and isinstance(value, str):
             return value
     elif wanted is float:
@@ -102,6 +108,8 @@ def typed(where: str, value: object, wanted: Any) -> Any:
 
 
 def type_name(wanted: Any) -> str:
+    if get_origin(wanted) in (Union, UnionType):
+        return " or ".join(map(type_name, get_args(wanted)))
     if get_origin(wanted) is Literal:
         return " or ".join(get_args(wanted))
     names = {

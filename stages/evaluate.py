@@ -19,7 +19,7 @@ from simple_llama.evaluation.held_out import HeldOut
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference, summarise
 from simple_llama.evaluation.report import ReportInput, render
 from simple_llama.files import atomic_write, read_csv, read_json, write_json
-from simple_llama.model.device import claimed, is_deterministic, pick_device
+from simple_llama.model.device import is_deterministic, pick_device
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.params import (
     BaseParams,
@@ -30,7 +30,9 @@ from simple_llama.params import (
     TrainParams,
     without,
 )
-from simple_llama.process import dvc_ancestor, ends_with, main_root
+from simple_llama.process import main_root
+from simple_llama.training.distributed import Ranks
+from simple_llama.training.launch import on_devices
 from simple_llama.training.resume import forget
 
 MODEL = "models/sft"
@@ -42,19 +44,26 @@ HISTOGRAM_BUCKETS = 24
 
 
 def main() -> None:
-    with one_line_errors(), ends_with(dvc_ancestor()):
+    with one_line_errors():
         params = Params()
-        share = params.section(ProcessParams).share_device
-        with claimed(params.section(EvaluateParams).device, share=share) as device:
-            evaluate_on(device, params)
+        on_devices(
+            "stages.evaluate",
+            params.section(EvaluateParams),
+            lambda device, ranks: evaluate_on(device, ranks, params),
+            share=params.section(ProcessParams).share_device,
+        )
 
 
-def evaluate_on(device: torch.device, all_params: Params) -> None:
-    """Score both models on this device and report."""
+def evaluate_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
+    """Score both models on this device, together with all ranks, and report."""
     params = all_params.section(EvaluateParams)
     base = all_params.section(BaseParams).model_path
     tokenizer = ChatTokenizer.from_folder(TOKENIZER)
     tokens, categories, data = load(params, tokenizer)
+    folders = {"base": base, "tuned": MODEL}
+    if not ranks.leads:
+        score_each(folders, tokens, tokenizer, device, ranks, params)
+        return
     training_params = without(all_params, EvaluateParams)
     settings = {k: v for k, v in all_params.values.items() if k not in training_params}
     trained = read_json("models/run.json")["run_id"]
@@ -65,17 +74,31 @@ def evaluate_on(device: torch.device, all_params: Params) -> None:
         params=settings,
         training_params=training_params,
     ) as run:
-        evaluations = {}
-        for name, folder in (("base", base), ("tuned", MODEL)):
-            check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
-            print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
-            model = load_model(folder, device, fused=params.use_flash_attention)
-            evaluations[name] = evaluate(model, tokens, tokenizer, params)
+        with ranks.failing_together():
+            evaluations = score_each(folders, tokens, tokenizer, device, ranks, params)
         result = summarise(evaluations["tuned"], evaluations["base"], categories, data)
         samples = compare(tokens, tokenizer, categories, evaluations)
         write(result, samples, all_params)
         record(run, result, samples, all_params)
     print(summary(result, params))
+
+
+def score_each(
+    folders: dict[str, str],
+    tokens: Tokens,
+    tokenizer: ChatTokenizer,
+    device: torch.device,
+    ranks: Ranks,
+    params: EvaluateParams,
+) -> dict[str, Evaluation]:
+    """Evaluate the model of each folder; the examples are shared among the ranks."""
+    evaluations = {}
+    for name, folder in folders.items():
+        check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
+        print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
+        model = load_model(folder, device, fused=params.use_flash_attention)
+        evaluations[name] = evaluate(model, tokens, tokenizer, params, ranks)
+    return evaluations
 
 
 def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list[str | None], str]:

@@ -18,7 +18,7 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
 from simple_llama.files import digest, write_json
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import claimed, describe, environment
+from simple_llama.model.device import describe, environment
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.model.weights import weight_files
 from simple_llama.params import (
@@ -31,12 +31,16 @@ from simple_llama.params import (
     TrainParams,
     without,
 )
-from simple_llama.process import LOCKS, dvc_ancestor, ends_with, file_lock, main_root
+from simple_llama.process import LOCKS, file_lock, main_root
+from simple_llama.training.distributed import Ranks
+from simple_llama.training.follower import Follower
+from simple_llama.training.launch import on_devices
 from simple_llama.training.loop import plan_training, report, train
-from simple_llama.training.observer import Diverged, TrainingData, TrainResult
+from simple_llama.training.observer import Diverged, Snapshot, TrainingData, TrainResult
 from simple_llama.training.optimizer import trained
 from simple_llama.training.recorder import Recorder, keep_for_inspection, load_state
 from simple_llama.training.resume import RESUME, ResumeFolder, key_lock, resume_key
+from simple_llama.training.stored import write_tensors
 from simple_llama.training.tuning import ADAPTER, MODEL, tuning_of
 
 TOKENS = (Path("data/tokens/train.safetensors"), Path("data/tokens/val.safetensors"))
@@ -45,15 +49,25 @@ CURVES = Path("reports/curves")
 
 
 def main() -> None:
-    with one_line_errors(), ends_with(dvc_ancestor()), _alone_in_this_folder():
+    with one_line_errors():
         params = Params()
-        share = params.section(ProcessParams).share_device
-        with claimed(params.section(TrainParams).device, share=share) as device:
-            train_on(device, params)
+        train_params = params.section(TrainParams)
+        on_devices(
+            "stages.train",
+            train_params,
+            lambda device, ranks: train_on(device, ranks, params),
+            share=params.section(ProcessParams).share_device,
+            sharded=train_params.shard == "full",
+        )
 
 
-def train_on(device: torch.device, all_params: Params) -> None:
+def train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     """Train on this device, from the resume state on where there is one, and publish."""
+    with _alone_in_this_folder() if ranks.leads else contextlib.nullcontext():
+        _train_on(device, ranks, all_params)
+
+
+def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     params = all_params.section(TrainParams)
     base = all_params.section(BaseParams).model_path
     tokenizer = ChatTokenizer.from_folder(TOKENIZER)
@@ -65,32 +79,56 @@ def train_on(device: torch.device, all_params: Params) -> None:
     )
     plan_training(len(data.train), params)  # what cannot be trained opens no run
     checkpoint = check_fits(base, tokenizer.vocab_size, params.max_seq_len)
-    model = load_model(base, device, dropout=params.dropout, fused=params.use_flash_attention)
+    model = load_model(
+        base,
+        device,
+        dropout=params.dropout,
+        fused=params.use_flash_attention,
+        sharded=ranks.in_step,
+    )
     tuning = tuning_of(params, base, TOKENIZER)
     tuning.prepare(model, params, checkpoint.vocab_size)
     name = _name(base, model)
-    print(f"{name} on {describe(device, params.precision)}", flush=True)
+    several = f", {ranks.of} ranks, shard: {params.shard}" if ranks.of > 1 else ""
+    print(f"{name} on {describe(device, params.precision)}{several}", flush=True)
     machine = environment(device, params.precision)
     digests = {"digest.tokens": digest(TOKENS), "digest.base_model": digest(weight_files(base))}
     settings = dataclasses.asdict(params) | {"machine": machine}
+    del settings["num_devices"]  # the state knows its ranks, and refuses others
     key = resume_key(settings, digests.values(), _code())
+    if len(set(ranks.gathered(key))) > 1:
+        raise InputError(
+            "the machines of this training differ in params, data, base model, code or kind of "
+            "device, wanted the same on all"
+        )
+    if not ranks.leads:
+        _follow(model, data, params, ranks)
+        return
     with file_lock(key_lock(main_root(), key), "another run of this training"):
         interval = all_params.section(ProcessParams).resume_interval
-        folder = ResumeFolder(main_root() / RESUME / key, interval)
+        folder = ResumeFolder(main_root() / RESUME / key, interval, ranks)
         state = load_state(folder)
+        snapshot = ranks.told(state.snapshot if state else None)
         source = all_params.section(PrepareParams).ft_json_path
         data_digest = digest(_files(Path(source)))
-        threads = str(torch.get_num_threads())
+        threads = ranks.told(torch.get_num_threads())
         with tracking.training_run(
             all_params.section(TrackingParams),
             params=without(all_params, EvaluateParams),
-            tags={**machine, "torch_threads": threads, "digest.data": data_digest, **digests},
+            tags={
+                **machine,
+                "torch_threads": str(threads),
+                "ranks": str(ranks.of),
+                "digest.data": data_digest,
+                **digests,
+            },
             dataset=_dataset(source, data_digest, data),
             identity=tracking.Identity(**state.identity) if state else None,
         ) as run:
             recorder = Recorder(tokenizer, tuning.save, run, folder, params.ckpt_epochs, state)
             try:
-                result = train(model, data, params, recorder, state.snapshot if state else None)
+                with ranks.failing_together():
+                    result = train(model, data, params, recorder, snapshot, ranks)
             except Diverged as error:
                 recorder.send()
                 kept = keep_for_inspection(error, data, folder)
@@ -111,6 +149,17 @@ def _name(base: str, model: Decoder) -> str:
     share = sum(parameter.numel() for parameter in trained(model).values()) / size
     of_them = f", {share:.2%} of them trained" if share < 1 else ""
     return f"{base} ({size / 1e6:.1f}M parameters{of_them})"
+
+
+def _follow(model: Decoder, data: TrainingData, params: TrainParams, ranks: Ranks) -> None:
+    """Train with the others, on a rank that neither speaks nor publishes."""
+    snapshot: Snapshot | None = ranks.told(None)
+    torch.set_num_threads(ranks.told(0))
+    try:
+        train(model, data, params, Follower(ranks, params.ckpt_epochs), snapshot, ranks)
+    except Diverged as error:
+        write_tensors(error.snapshot.tensors, ranks.told(Path()), ranks)
+        raise
 
 
 @contextlib.contextmanager

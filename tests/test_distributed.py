@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simple_llama.data.batches import Rank, collate, cut, even_budget, supervised_tokens
-from simple_llama.training.distributed import ALONE, Ranks, shard, whole
+from simple_llama.model.sharding import shard, whole
+from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
 from tests.ranks import together
@@ -32,7 +33,7 @@ def trained(ranks: Ranks, **changes: Any) -> dict[str, Any]:
     settings = dataclasses.replace(SETTINGS, **changes)
     model, listener = new_model(settings.dropout), Listener()
     if ranks.in_step:
-        shard(model)
+        shard(model, "cpu")
     train(model, data(), settings, listener, ranks=ranks)
     return {
         "losses": [step.loss for step in listener.steps],

@@ -20,8 +20,9 @@ with file_lock(Path(sys.argv[1]), "this training"):
 WORKER = """
 import sys
 from simple_llama.process import claim
-with claim(["gpu-a", "gpu-b"], share=len(sys.argv) > 1) as place:
-    print(place, flush=True)
+count = int(sys.argv[1]) if sys.argv[1:2] == ["2"] else 1
+with claim(["gpu-a", "gpu-b"], count=count, share="share" in sys.argv) as place:
+    print(*place, flush=True)
     sys.stdin.readline()
 """
 STAGE = """
@@ -110,7 +111,9 @@ def test_a_device_is_shared_only_where_that_is_allowed(tmp_path: Path) -> None:
 
 def test_a_cpu_is_nobodys() -> None:
     with claim([None]) as first, claim([None]) as second:
-        assert first == second == 0
+        assert first == second == [0]
+    with claim([None], count=3) as three:
+        assert three == [0, 0, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -87,7 +87,7 @@ def test_the_snapshot_of_another_model_is_refused() -> None:
             broken = Snapshot(whole.snapshots[0].progress, {**tensors, **change})
             train(new_model(), data(), params(max_steps=2), Listener(), broken)
     del tensors[name]
-    with pytest.raises(InputError, match="snapshot is of another training: no "):
+    with pytest.raises(InputError, match="snapshot is of another training: "):
         broken = Snapshot(whole.snapshots[0].progress, tensors)
         train(new_model(), data(), params(max_steps=2), Listener(), broken)
 
@@ -110,6 +110,8 @@ def about(step: int, best: int = 0) -> dict[str, Any]:
         "identity": {"local_id": "abc", "started": 5},
         "resumed": [3],
         "threads": torch.get_num_threads(),
+        "curves": Curves().values,
+        "ranks": 1,
     }
 
 
@@ -122,8 +124,7 @@ def folder(tmp_path: Path) -> ResumeFolder:
     best_model(folder, 3)
     folder.save({"model.a": torch.zeros(3)}, about(3, 3), step=3, best=3)
     best_model(folder, 6)
-    tensors = {f"curve.{name}": rows for name, rows in curves.tensors().items()}
-    folder.save({"model.a": torch.ones(3), **tensors}, about(7, 6), step=7, best=6)
+    folder.save({"model.a": torch.ones(3)}, about(7, 6) | {"curves": curves.values}, step=7, best=6)
     return folder
 
 
@@ -193,7 +194,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "state")
 
-    monkeypatch.setattr("simple_llama.training.resume.save_file", full)
+    monkeypatch.setattr("simple_llama.training.stored.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         folder.save({"model.a": torch.zeros(3)}, about(9), step=9, best=0)
     state = load_state(folder)
@@ -235,7 +236,7 @@ def test_saving_takes_at_most_its_share_of_the_time(
         clock[0] += 3.0
         save_file(tensors, path)
 
-    monkeypatch.setattr("simple_llama.training.resume.save_file", slow)
+    monkeypatch.setattr("simple_llama.training.stored.save_file", slow)
     eager.save({"model.a": torch.zeros(3)}, about(9), step=9, best=0)
     clock[0] += 149.0
     assert not eager.is_due(), "3 seconds of saving are 2% of 150"

@@ -16,6 +16,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
 from simple_llama.params import EvaluateParams
+from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.loss import Scores, score
 
 LONG_SAMPLES = 8
@@ -36,9 +37,14 @@ class Evaluation:
 
 
 def evaluate(
-    model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: EvaluateParams
+    model: Decoder,
+    tokens: Tokens,
+    tokenizer: ChatTokenizer,
+    params: EvaluateParams,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Score every example, and answer those whose reference is short, plus a few long ones."""
+    """Score every example, and answer those whose reference is short, plus a few long ones; the
+    ranks share the work, and each gets the whole result."""
     device = next(model.parameters()).device
     scores = score(
         model,
@@ -47,19 +53,17 @@ def evaluate(
         budget=params.micro_batch_tokens,
         pad_id=tokenizer.pad_id,
         precision=params.precision,
+        ranks=ranks,
     )
     short, long = exact_match_examples(tokens, params.exact_match_max_tokens)
     with autocast(device, params.precision):
-        answers = _answer(model, tokens, tokenizer, short, params.exact_match_max_tokens, params)
+        most = params.exact_match_max_tokens
+        answers = _answer(model, tokens, tokenizer, short, most, params, ranks)
         # a reply that goes on, or holds a control token, is not the reference's text alone
-        unended = {
-            i
-            for i, ids in answers.items()
-            if len(ids) > params.exact_match_max_tokens or tokenizer.has_control(ids)
-        }
+        unended = {i for i, ids in answers.items() if len(ids) > most or tokenizer.has_control(ids)}
         some_long = long[spread(len(long), LONG_SAMPLES)] if len(long) else long
         longest = int(tokens.lengths.max())
-        answers |= _answer(model, tokens, tokenizer, some_long, longest, params)
+        answers |= _answer(model, tokens, tokenizer, some_long, longest, params, ranks)
     replies = {i: tokenizer.decode(ids) for i, ids in answers.items()}
     references = {i: reference(tokens, tokenizer, i) for i in short.tolist()}
     matches = {
@@ -87,6 +91,7 @@ def _answer(
     examples: Indices,
     max_tokens: int,
     params: EvaluateParams,
+    ranks: Ranks,
 ) -> dict[int, list[int]]:
     """Greedy replies, as token ids, in batches of like length.
 
@@ -98,7 +103,8 @@ def _answer(
         lengths[example] = len(prompt) + max_tokens
     replies: dict[int, list[int]] = {}
     groups = cut(lengths, examples, params.micro_batch_tokens, None)
-    for group in tqdm(groups, desc="answering", unit="batch", disable=None, leave=False):
+    mine = ranks.share(groups, [len(group) * int(lengths[group[0]]) for group in groups])
+    for group in tqdm(mine, desc="answering", unit="batch", disable=None, leave=False):
         answers = generate(
             model,
             [prompts[int(i)] for i in group],
@@ -106,7 +112,7 @@ def _answer(
             stop_ids=[tokenizer.stop_id],
         )
         replies |= {int(i): ids for i, ids in zip(group, answers, strict=True)}
-    return replies
+    return {i: ids for part in ranks.gathered(replies) for i, ids in part.items()}
 
 
 def summarise(

@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 
@@ -38,12 +39,25 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def claimed(name: str, *, share: bool) -> Iterator[torch.device]:
-    """Hold a device that params.yaml's `device` allows and that no other stage of this repository
-    computes on; share: several may. Waits, saying so, while there is none."""
+def claimed(
+    name: str, count: int | Literal["auto"], *, share: bool
+) -> Iterator[list[torch.device]]:
+    """Hold so many devices that params.yaml's `device` allows and that no other stage of this
+    repository computes on (auto: all it allows); share: several may. Waits, saying so, while there
+    are too few.
+
+    Raises InputError where this machine has too few.
+    """
     candidates = devices(name)
-    with claim([_lock_name(device) for device in candidates], share=share) as place:
-        yield candidates[place]
+    if count == "auto":
+        count = len(candidates)
+    names = [_lock_name(device) for device in candidates]
+    if None not in names and count > len(candidates):
+        raise InputError(
+            f"num_devices: got {count}, but {len(candidates)} of device {name} are visible"
+        )
+    with claim(names, count=count, share=share) as places:
+        yield [candidates[place] for place in places]
 
 
 def _lock_name(device: torch.device) -> str | None:

@@ -20,6 +20,7 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.pth import read_pth
+from simple_llama.model.sharding import fill, shard, whole
 from simple_llama.model.weights import (
     DTYPES,
     QUANTISED,
@@ -46,8 +47,11 @@ def load_model(
     dropout: float = 0.0,
     fused: bool = True,
     vocab_size: int = 0,
+    sharded: bool = False,
 ) -> Decoder:
     """The decoder in float32, its weights read one tensor after the other.
+
+    sharded: each rank, all of which call this, keeps its part of each parameter only.
 
     vocab_size: ids it must have an embedding for. Where the stored weights have fewer, the new
     rows are the mean of theirs: a token never seen is as likely as the others on average.
@@ -62,14 +66,16 @@ def load_model(
         model = Decoder(grown, dropout=dropout, fused=fused)
     # before memory is taken: a wrong size in config.json would take any amount
     tensors = _check_tensors(path, tensors, model, config.vocab_size)
-    _take_memory(model, device)
+    _take_memory(model, device, sharded=sharded)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for tensor in tensors:
-            parameter, rows = parameters[tensor.parameter], tensor.shape[0]
-            parameter[:rows].copy_(tensor.read())
-            if rows < len(parameter):
-                parameter[rows:] = parameter[:rows].mean(dim=0)
+            parameter, stored = parameters[tensor.parameter], tensor.read()
+            missing = len(parameter) - len(stored)
+            if missing:
+                mean = stored.float().mean(dim=0, keepdim=True)
+                stored = torch.cat((stored.float(), mean.expand(missing, -1)))
+            fill(parameter, stored)
     return model
 
 
@@ -86,20 +92,24 @@ def load_config(path: str | Path) -> ModelConfig:
     return read_pth(path)[0] if is_pth(path) else read_config(path / "config.json")
 
 
-def _take_memory(model: Decoder, device: torch.device | str) -> None:
+def _take_memory(model: Decoder, device: torch.device | str, *, sharded: bool) -> None:
     """Put memory in the place of weightless parameters, and the one buffer on the device; what was
     tied stays tied.
 
     nn.Module.to_empty would do it but imports half of PyTorch's compiler for it: 1.2 seconds.
     """
+    frequencies = model.frequencies.to(device)
+    if sharded:
+        shard(model, device)
+        model.to_empty(device=device)
     real: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
+    for module in () if sharded else model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in real:
                 empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 real[parameter] = nn.Parameter(empty)
             setattr(module, name, real[parameter])
-    model.frequencies = model.frequencies.to(device)
+    model.frequencies = frequencies
 
 
 def _check_layers(path: Path, tensors: Sequence[StoredTensor], config: ModelConfig) -> None:
@@ -195,7 +205,8 @@ def save_model(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write the folder whole or not at all: weights, config, and the tokenizer files of the folder
-    `tokenizer` beside them."""
+    `tokenizer` beside them. Of a sharded model, one parameter after the other is gathered, for
+    which the other ranks call `gather`."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         try:
@@ -221,7 +232,7 @@ def _state(model: Decoder) -> dict[str, Tensor]:
     state = {}
     for name, parameter in model.named_parameters():  # names a shared tensor once
         full = name if name.startswith("lm_head.") else f"model.{name}"
-        state[full] = parameter.detach().float().cpu().contiguous()
+        state[full] = whole(parameter).float().cpu().contiguous()
     return state
 
 

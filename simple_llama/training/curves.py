@@ -1,10 +1,7 @@
 """The curves of a training: what the reports, MLflow and the resume state hold of its steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from simple_llama.files import write_csv
 
@@ -20,9 +17,9 @@ _NOT_WRITTEN = ("tokens_per_second", "timestamp")
 class Curves:
     """Rows of numbers by curve, in the order of steps."""
 
-    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, values: Mapping[str, Sequence[Sequence[float]]] | None = None) -> None:
         self.rows: dict[str, list[dict[str, float]]] = {
-            name: [dict(zip(columns, row)) for row in tensors[name].tolist()] if tensors else []
+            name: [dict(zip(columns, row, strict=True)) for row in values[name]] if values else []
             for name, columns in COLUMNS.items()
         }
 
@@ -30,12 +27,10 @@ class Curves:
         assert tuple(values) == COLUMNS[curve]
         self.rows[curve].append(values)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Each (rows, columns) float64."""
-        return {
-            name: torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)
-            for name, rows in self.rows.items()
-        }
+    @property
+    def values(self) -> dict[str, list[list[float]]]:
+        """Row by row, without the columns' names: as short as JSON can hold it."""
+        return {name: [list(row.values()) for row in rows] for name, rows in self.rows.items()}
 
     def write(self, folder: Path) -> None:
         """As CSV files, without what differs from one run to the next."""

@@ -1,22 +1,24 @@
 """The processes that compute one training together: ranks, as PyTorch calls them.
 
 Each holds the whole model (DistributedDataParallel), or, sharded, a part of each parameter and of
-its optimizer state (FSDP2's fully_shard: https://arxiv.org/abs/2304.11277). PyTorch's engine is
-imported where it is needed only: it takes a second.
+its optimizer state (model/sharding.py).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from simple_llama.data.batches import Rank
 from simple_llama.model.decoder import Decoder
+from simple_llama.training.fate import Fate, Process
 
 T = TypeVar("T")
 
@@ -24,6 +26,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class Ranks(Rank):
     """This process and the others. Every rank calls each method, in the same order."""
+
+    fate: Fate | None = None
 
     @property
     def leads(self) -> bool:
@@ -50,6 +54,10 @@ class Ranks(Rank):
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def failing_together(self) -> AbstractContextManager[None]:
+        """Share what ends the block by an error with the other ranks: see Fate.shared."""
+        return self.fate.shared() if self.fate else contextlib.nullcontext()
+
 
 ALONE = Ranks()
 PATIENCE = timedelta(days=1)
@@ -70,38 +78,12 @@ def group(kind: str, *, sharded: bool, url: str = "env://") -> Iterator[Ranks]:
         backend, store=store, rank=number, world_size=of, timeout=PATIENCE
     )
     try:
-        yield Ranks(number=number, of=of, in_step=sharded)
+        ranks = Ranks(number=number, of=of, in_step=sharded)
+        processes = ranks.gathered(Process.of(number))
+        others = [process for process in processes if process.rank != number]
+        yield dataclasses.replace(ranks, fate=Fate(store, number, others))
     finally:
         distributed.destroy_process_group()
-
-
-def shard(model: Decoder) -> None:
-    """Spread each parameter over the ranks. A block is gathered while it is computed, what is
-    around the blocks from the forward to the backward pass."""
-    from torch.distributed.fsdp import fully_shard
-
-    for layer in model.layers:
-        fully_shard(layer)
-    fully_shard(model)
-
-
-def at_rest(model: nn.Module) -> None:
-    """Give up what a forward pass without a backward pass leaves gathered."""
-    # a method of sharded modules only
-    reshard: Callable[[], None] = getattr(model, "reshard", lambda: None)
-    reshard()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; every rank has to ask for it."""
-    gather: Callable[[], Tensor] = getattr(tensor, "full_tensor", tensor.detach)
-    return gather()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be sharded."""
-    part: Callable[[], Tensor] = getattr(tensor, "to_local", tensor.detach)
-    return part()
 
 
 class Averager:

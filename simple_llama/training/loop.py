@@ -9,15 +9,14 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from simple_llama.data.batches import Indices, Plan, split_reply, spread
-from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
+from simple_llama.model.sharding import at_rest, whole
 from simple_llama.params import TrainParams
-from simple_llama.training.distributed import ALONE, Ranks, at_rest, whole
+from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.gradients import Gradients
 from simple_llama.training.loss import Scores, score
 from simple_llama.training.observer import (
@@ -132,26 +131,8 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of this training. Raises InputError where it is another's."""
         self.progress = self.gradients.progress = snapshot.progress
-        state: dict[str, dict[str, Tensor]] = {}
-        weights = trained(self.model)
-        try:
-            for full, tensor in snapshot.tensors.items():
-                kind, _, rest = full.partition(".")
-                if kind == "model":
-                    weight = weights.pop(rest)
-                    if weight.shape != tensor.shape:
-                        raise ValueError(f"{rest} has shape {list(tensor.shape)}")
-                    with torch.no_grad():
-                        weight.copy_(tensor)
-                else:
-                    key, _, name = rest.partition(".")
-                    state.setdefault(name, {})[key] = tensor
-            if state:
-                self.optimizer.load(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise InputError(f"the snapshot is of another training: {error}") from None
-        if weights:
-            raise InputError(f"the snapshot is of another training: no {min(weights)}")
+        self.optimizer.make_state()
+        snapshot.fill(self.snapshot().tensors)
 
     def _is_over(self) -> bool:
         patience = self.params.early_stopping_patience

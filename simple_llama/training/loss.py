@@ -17,7 +17,8 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.kernels import summed_cross_entropy
-from simple_llama.training.distributed import ALONE, Ranks, at_rest
+from simple_llama.model.sharding import at_rest
+from simple_llama.training.distributed import ALONE, Ranks
 
 
 def summed_loss(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from simple_llama.data.batches import Indices, MicroBatch, Plan
@@ -71,6 +72,23 @@ class Snapshot:
     progress: Progress
     tensors: Mapping[str, Tensor]
     """Weights and AdamW's moments: the live ones, for whoever keeps them to copy at once."""
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the kept tensors into those of the training that continues.
+
+        Raises InputError where they are another training's.
+        """
+        kept = self.tensors
+        different = {
+            name
+            for name in tensors.keys() | kept.keys()
+            if name not in tensors or name not in kept or tensors[name].shape != kept[name].shape
+        }
+        if different:
+            raise InputError(f"the snapshot is of another training: {min(different)} differs")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(kept[name])
 
 
 class Observer(Protocol):

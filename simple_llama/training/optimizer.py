@@ -43,8 +43,7 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter by its gradient."""
-        if not self.state:
-            self.state = {name: _no_moments(p) for name, p in self.weights.items()}
+        self.make_state()
         for decays in (True, False):
             names = [name for name in self.weights if self.decays[name] == decays]
             weights: list[Tensor] = [self.weights[name] for name in names]
@@ -68,16 +67,10 @@ class AdamW:
                 maximize=False,
             )
 
-    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Continue with these moments. Raises ValueError where they are of other parameters."""
-        for name, weight in self.weights.items():
-            for key, empty in _no_moments(weight).items():
-                if name not in state or key not in state[name]:
-                    raise ValueError(f"no {key} of {name}")
-                if state[name][key].shape != empty.shape:
-                    raise ValueError(f"{key} of {name} has shape {list(state[name][key].shape)}")
-                state[name][key] = state[name][key].to(empty)
-        self.state = {name: state[name] for name in self.weights}
+    def make_state(self) -> None:
+        """As before the first step, where there is none yet."""
+        if not self.state:
+            self.state = {name: _no_moments(p) for name, p in self.weights.items()}
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():

@@ -11,7 +11,7 @@ import torch
 
 from simple_llama.data.batches import Indices, Plan, epoch_order
 from simple_llama.model.decoder import Decoder
-from simple_llama.training.distributed import local
+from simple_llama.model.sharding import local
 from simple_llama.training.optimizer import AdamW
 
 

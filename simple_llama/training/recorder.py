@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from simple_llama.data.batches import Plan
@@ -20,7 +21,8 @@ from simple_llama.training.console import Console
 from simple_llama.training.curves import Curves
 from simple_llama.training.observer import Diverged, Progress, Snapshot, StepRecord, TrainingData
 from simple_llama.training.preflight import Preflight
-from simple_llama.training.resume import Damaged, ResumeFolder
+from simple_llama.training.resume import Damaged, OtherRanks, ResumeFolder
+from simple_llama.training.stored import read_snapshot, write_tensors
 
 METRICS = {
     "val": {"val_loss": "val_loss"},
@@ -56,27 +58,27 @@ class State:
 
 
 def load_state(folder: ResumeFolder) -> State | None:
-    """The state to continue from. One that is damaged is removed, with a warning."""
+    """The state to continue from. One that is damaged is removed, with a warning.
+
+    Raises OtherRanks where another number of ranks left it.
+    """
     try:
         loaded = folder.load()
         if loaded is None:
             folder.remove()  # of a training that was killed before its first state
             return None
-        tensors, about = loaded
-        curves = {
-            name.removeprefix("curve."): tensors.pop(name)
-            for name in list(tensors)
-            if name.startswith("curve.")
-        }
+        path, about = loaded
         state = State(
-            snapshot=Snapshot(Progress(**about["progress"]), tensors),
-            curves=Curves(curves),
+            snapshot=read_snapshot(Progress(**about["progress"]), path, folder.ranks),
+            curves=Curves(about["curves"]),
             samples=about["samples"],
             identity=about["identity"],
             resumed=about["resumed"],
         )
         torch.set_num_threads(about["threads"])
-    except (Damaged, KeyError, TypeError) as error:
+    except OtherRanks:
+        raise
+    except (Damaged, SafetensorError, KeyError, TypeError, ValueError) as error:
         warn(f"the resume state is damaged, training starts from the beginning: {error}")
         folder.remove()
         return None
@@ -161,20 +163,20 @@ class Recorder(Console):
 
     def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         if not epoch_ended and not self.folder.is_due():
+            self.folder.not_due()
             return
         started = time.perf_counter()
         now = snapshot()
-        curves = {f"curve.{name}": rows for name, rows in self.curves.tensors().items()}
         about = {
             "progress": dataclasses.asdict(now.progress),
+            "curves": self.curves.values,
             "samples": self.samples,
             "identity": dataclasses.asdict(self.tracker.identity),
             "resumed": self.resumed,
             "threads": torch.get_num_threads(),
+            "ranks": self.folder.ranks.of,
         }
-        self.folder.save(
-            {**now.tensors, **curves}, about, step=now.progress.step, best=now.progress.best_step
-        )
+        self.folder.save(now.tensors, about, step=now.progress.step, best=now.progress.best_step)
         self.saving_seconds += time.perf_counter() - started
         self.saved_step = now.progress.step
         self.send()
@@ -203,7 +205,7 @@ def _now() -> int:
 
 def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolder) -> Path:
     """Keep what a training diverged on, in a folder of its own, and drop the resume state: from
-    there it would only diverge again."""
+    there it would only diverge again. The other ranks, told where, write their part."""
     kept = folder.folder.with_name(f"diverged-{folder.folder.name}")
     progress = dataclasses.asdict(error.snapshot.progress)
     about = {
@@ -218,11 +220,12 @@ def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolde
         for i, batch in enumerate(error.batches)
         for name in ("ids", "positions", "targets")
     }
-    state = {name: tensor.contiguous() for name, tensor in error.snapshot.tensors.items()}
     with atomic_path(kept) as temporary:
         temporary.mkdir()
         write_json(temporary / "diverged.json", about)
         save_file(batches, temporary / "batch.safetensors")
-        save_file(state, temporary / "state.safetensors")
+        alone = folder.ranks.of == 1
+        place = folder.ranks.told(temporary / "state.safetensors" if alone else temporary)
+        write_tensors(error.snapshot.tensors, place, folder.ranks)
     folder.remove()
     return kept

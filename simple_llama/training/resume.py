@@ -2,7 +2,7 @@
 
     <main root>/.resume/<key>/
         state.json             step, progress and what else is below; written last, so it decides
-        state-120.safetensors  weights, AdamW's moments and the curves after step 120
+        state-120.safetensors  weights and AdamW's moments after step 120; state-120/ of ranks
         best-96/               the best model so far, a model folder or an adapter's
         epoch-02/              kept by ckpt_epochs
         published              the MLflow run, once all the stage's outs stand
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, atomic_write, digest, read_json
 from simple_llama.process import LOCKS, try_lock
+from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.stored import write_tensors
 
 RESUME = ".resume"
 """The folder of all states, under the main root."""
@@ -57,12 +57,17 @@ class Damaged(InputError):
     """A resume state that cannot be trusted."""
 
 
-class ResumeFolder:
-    """One training's folder under .resume; whoever uses it holds its lock."""
+class OtherRanks(InputError):
+    """A resume state of another number of ranks, which do not add in the same order."""
 
-    def __init__(self, folder: Path, interval: float) -> None:
+
+class ResumeFolder:
+    """One training's folder under .resume; rank 0, which has it, holds its lock."""
+
+    def __init__(self, folder: Path, interval: float, ranks: Ranks = ALONE) -> None:
         self.folder = folder
         self.interval = interval
+        self.ranks = ranks
         self._state = folder / "state.json"
         self._due = time.monotonic() + interval
 
@@ -91,47 +96,63 @@ class ResumeFolder:
         self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], *, step: int, best: int
     ) -> None:
         """Put the state after `step` in the place of the one before; best: the best model's step,
-        0 for none yet.
+        0 for none yet. The other ranks, told where, write their part of the tensors.
 
         Raises OSError where the disk refuses; the state before it is then still whole.
         """
         began = time.monotonic()
-        path = self.folder / f"state-{step}.safetensors"
+        path = self._tensors(step)
         with atomic_path(path) as temporary:
-            try:
-                whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-                save_file(whole, temporary)
-            except SafetensorError as error:  # a full disk, mostly
-                raise OSError(None, f"the resume state was not written: {error}", path) from None
-        files = [path, *(sorted(self.kept_best(best).glob(WEIGHTS)) if best else [])]
+            self.ranks.told(temporary)
+            write_tensors(tensors, temporary, self.ranks)
+        files = [
+            *(sorted(path.iterdir()) if path.is_dir() else [path]),
+            *(sorted(self.kept_best(best).glob(WEIGHTS)) if best else []),
+        ]
         digests = {str(file.relative_to(self.folder)): digest([file]) for file in files}
         with atomic_write(self._state) as file:
             file.write(json.dumps({"step": step, "digests": digests, "about": about}).encode())
-        for old in [*self.folder.glob("state-*.safetensors"), *self.folder.glob("best-*")]:
+        for old in [*self.folder.glob("state-*"), *self.folder.glob("best-*")]:
             if old not in (path, self.best(best)):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         now = time.monotonic()
         self._due = now + max(self.interval, (now - began) / SHARE)
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and `about` of the state, or None where there is none.
+    def not_due(self) -> None:
+        """Tell the other ranks that there is nothing to save."""
+        self.ranks.told(None)
 
-        Raises Damaged where a byte of it is not what was written.
+    def _tensors(self, step: int) -> Path:
+        return self.folder / (
+            f"state-{step}.safetensors" if self.ranks.of == 1 else f"state-{step}"
+        )
+
+    def load(self) -> tuple[Path, dict[str, Any]] | None:
+        """Where the state's tensors are, and its `about`; None where there is none.
+
+        Raises Damaged where a byte of it is not what was written, OtherRanks where others wrote it.
         """
         if not self._state.exists():
             return None
         try:
             state = read_json(self._state)
-            path = self.folder / f"state-{int(state['step'])}.safetensors"
-            for name, known in {path.name: None, **state["digests"]}.items():
+            about, path = dict(state["about"]), self._tensors(int(state["step"]))
+            if about["ranks"] != self.ranks.of:
+                raise OtherRanks(
+                    f"this training was begun by {about['ranks']} ranks and is continued by "
+                    f"{self.ranks.of}: wanted as many, or no {self.folder} to start afresh"
+                )
+            if not any(Path(name).is_relative_to(path.name) for name in state["digests"]):
+                raise Damaged(f"{self._state}: it names no {path.name}")
+            for name, known in state["digests"].items():
                 if digest([self.folder / Path(name)]) != known:
                     raise Damaged(f"{self.folder / name}: its bytes have changed")
-            return load_file(path), dict(state["about"])
-        except Damaged:
+            return path, about
+        except (Damaged, OtherRanks):
             raise
         except OSError as error:
             raise Damaged(f"{error.filename}: {error.strerror}") from None
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"{self._state}: {type(error).__name__}: {error}") from None
 
     def published(self, run_id: str) -> None:

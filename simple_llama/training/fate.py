@@ -1,0 +1,124 @@
+"""What ends one rank ends all, and rank 0, which is the one that is heard, says why."""
+
+import contextlib
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from simple_llama.errors import InputError
+from simple_llama.process import process_start
+
+GRACE = 2.0
+"""Seconds in which what broke a connection to another rank becomes known."""
+# keys of the store that all ranks see
+_FAILED, _TRACEBACK, _TERMINATED, _FIRST_KNOWS = "failed", "traceback", "terminated", "first knows"
+
+
+class RankFailed(InputError):
+    """Another rank failed, or is gone; the message is its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A rank's process: enough to tell whether it lives, for those on the same machine."""
+
+    rank: int
+    host: str
+    pid: int
+    started: str | None
+
+    @classmethod
+    def of(cls, rank: int) -> "Process":
+        pid = os.getpid()
+        return cls(rank=rank, host=platform.node(), pid=pid, started=process_start(pid))
+
+    @property
+    def is_gone(self) -> bool:
+        return self.host == platform.node() and process_start(self.pid) != self.started
+
+
+class Fate:
+    """One rank's knowledge of how the others fare. `store`: torchrun's, which outlives ranks."""
+
+    def __init__(self, store: Any, rank: int, others: list[Process]) -> None:
+        self.store, self.rank, self.others = store, rank, others
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Tell the others of an error within the block; raise theirs in the place of one that is
+        only its consequence: a broken connection, or torchrun's SIGTERM.
+
+        Raises RankFailed.
+        """
+        try:
+            yield
+        except RankFailed:
+            raise
+        except BaseException as error:
+            reason = self._elsewhere(error)
+            self._tell(error, reason)
+            if reason is not None:
+                raise RankFailed(reason) from None
+            raise
+
+    def _elsewhere(self, error: BaseException) -> str | None:
+        """What happened to another rank, if that is behind this error."""
+        if not isinstance(error, RuntimeError | SystemExit):
+            return None
+        patience = time.monotonic() + (GRACE if isinstance(error, RuntimeError) else 0.0)
+        while True:
+            if self.store.check([_FAILED]):
+                if self.rank == 0 and self.store.check([_TRACEBACK]):
+                    print(self.store.get(_TRACEBACK).decode(), file=sys.stderr)
+                return str(self.store.get(_FAILED).decode())
+            if self.store.check([_TERMINATED]):
+                return None
+            for other in self.others:
+                if other.is_gone:
+                    return f"rank {other.rank} (process {other.pid}) is gone: killed, or crashed"
+            if time.monotonic() > patience:
+                return None
+            time.sleep(0.05)
+
+    def _tell(self, error: BaseException, reason: str | None) -> None:
+        stopped = reason is None and isinstance(error, SystemExit | KeyboardInterrupt)
+        if self.rank == 0 and not stopped:
+            self.store.set(_FIRST_KNOWS, "")
+            # torchrun now ends what still lives: it has nothing to add, and the run's end to wait
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        elif stopped:
+            self.store.set(_TERMINATED, "")
+        elif not self.store.check([_FAILED]):
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            if reason is None and kind:
+                self.store.set(_TRACEBACK, "".join(traceback.format_exception(error)))
+            self.store.set(_FAILED, reason or f"rank {self.rank}: {kind}{error}")
+        # torchrun ends rank 0 once this one has: it may be about to say the same itself
+        until = time.monotonic() + GRACE / 2
+        while self.rank and not stopped and time.monotonic() < until:
+            if self.store.check([_FIRST_KNOWS]):
+                break
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM raises SystemExit: the default says nothing to the other ranks."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

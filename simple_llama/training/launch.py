@@ -1,0 +1,93 @@
+"""A stage on one device, in this process; on several, in one process for each by torchrun.
+
+On several machines each is started with torchrun's own settings, PET_NNODES and the like
+(https://docs.pytorch.org/docs/stable/elastic/run.html), or all by torchrun itself.
+"""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+
+from simple_llama.errors import InputError
+from simple_llama.model.device import claimed, devices
+from simple_llama.params import ExecutionParams
+from simple_llama.process import dvc_ancestor, ends_with
+from simple_llama.training.distributed import ALONE, Ranks, group
+from simple_llama.training.fate import ended_by_sigterm
+
+Work = Callable[[torch.device, Ranks], None]
+
+
+def on_devices(
+    module: str, params: ExecutionParams, work: Work, *, share: bool, sharded: bool = False
+) -> None:
+    """Call `work`: here, or in a process for each device that runs `module` again.
+
+    share: other stages may compute on the same devices. Returns, or exits, when all are done.
+    """
+    if "LOCAL_RANK" in os.environ:  # torchrun started this process
+        with ends_with(os.getppid(), "torchrun"):
+            _as_rank(params, work, sharded)
+        return
+    with (
+        ends_with(dvc_ancestor()),
+        claimed(params.device, params.num_devices, share=share) as chosen,
+    ):
+        if len(chosen) == 1 and os.environ.get("PET_NNODES", "1") == "1":
+            work(chosen[0], ALONE)
+        else:
+            _launch(module, chosen)
+
+
+def _as_rank(params: ExecutionParams, work: Work, sharded: bool) -> None:
+    kind = devices(params.device)[0].type
+    device = torch.device(kind)
+    if kind == "cuda":
+        device = torch.device(kind, int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if os.environ["RANK"] != "0":  # one is enough to be heard
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        warnings.simplefilter("ignore")
+    with ended_by_sigterm(), group(kind, sharded=sharded) as ranks, ranks.failing_together():
+        work(device, ranks)
+
+
+def _launch(module: str, chosen: Sequence[torch.device]) -> None:
+    """Run the module once for each device by torchrun's agent, and end as rank 0 ends."""
+    if chosen[0].type == "cuda":
+        known = (torch.cuda.get_device_properties(device).uuid for device in chosen)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(f"GPU-{uuid}" for uuid in known)
+    else:
+        threads = max(1, torch.get_num_threads() // len(chosen))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    logging.disable()  # the agent's: rank 0 says what there is to say
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4()}"]
+    if "PET_NNODES" in os.environ:
+        meeting = []  # the machines know where
+    arguments = [*meeting, f"--nproc-per-node={len(chosen)}", "--module", module]
+    config, command, rest = config_from_args(parse_args(arguments))  # type: ignore[no-untyped-call]
+    try:
+        elastic_launch(config, command)(*rest)
+    except ChildFailedError as error:
+        first = error.failures.get(0)
+        if first is not None and first.exitcode < 0:
+            name = signal.Signals(-first.exitcode).name
+            raise InputError(f"rank 0 (process {first.pid}) was ended by {name}") from None
+        sys.exit(1)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except (RendezvousError, DistError, ValueError) as error:
+        raise InputError(f"torchrun: the machines did not meet: {error}") from None
