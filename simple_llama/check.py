@@ -58,7 +58,7 @@ def _check_base(base: str, params: TokenizeParams) -> str:
     from simple_llama.model.folder import check_fits
 
     tokenizer = open_tokenizer(params)
-    check_fits(base, tokenizer.vocab_size, params.max_seq_len)
+    check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
     return tokenizer.description
 
 

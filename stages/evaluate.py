@@ -94,9 +94,13 @@ def score_each(
     """Evaluate the model of each folder; the examples are shared among the ranks."""
     evaluations = {}
     for name, folder in folders.items():
-        check_fits(folder, tokenizer.vocab_size, params.max_seq_len)
+        check_fits(
+            folder, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens
+        )
         print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
-        model = load_model(folder, device, fused=params.use_flash_attention)
+        model = load_model(
+            folder, device, fused=params.use_flash_attention, vocab_size=tokenizer.vocab_size
+        )
         evaluations[name] = evaluate(model, tokens, tokenizer, params, ranks)
     return evaluations
 
@@ -185,12 +189,18 @@ def facts(params: Params) -> dict[str, str]:
     return {
         "Base model": values["model_path"],
         "Data": values["ft_json_path"],
-        "Tokenizer": values["tokenizer_path"],
+        "Tokenizer": f"{values['tokenizer_path']}, prompt format {prompt_format()}",
         "Repeatable": repeatable(params.section(TrainParams)),
         "Trained": f"{weights}, supervising {values['supervise'].replace('_', ' ')}",
         "Step": f"{values['batch_size'] * values['grad_accum_steps']} examples, "
         f"{values['lr_schedule']} schedule from {values['max_lr']:g} to {values['min_lr']:g}",
     }
+
+
+def prompt_format() -> str:
+    """The one that tokenize chose."""
+    config = read_json(Path(TOKENIZER) / "tokenizer_config.json")
+    return str(config["prompt_format"])
 
 
 def repeatable(params: TrainParams) -> str:

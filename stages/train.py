@@ -78,12 +78,15 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         stop_id=tokenizer.stop_id,
     )
     plan_training(len(data.train), params)  # what cannot be trained opens no run
-    checkpoint = check_fits(base, tokenizer.vocab_size, params.max_seq_len)
+    checkpoint = check_fits(
+        base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens
+    )
     model = load_model(
         base,
         device,
         dropout=params.dropout,
         fused=params.use_flash_attention,
+        vocab_size=tokenizer.vocab_size,
         sharded=ranks.in_step,
     )
     tuning = tuning_of(params, base, TOKENIZER)

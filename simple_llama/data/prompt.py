@@ -58,7 +58,7 @@ class ChatTokenizer:
         self.model_max_length = model_max_length
         self.vocab_size = encoder.vocab_size
         self.base_vocab_size = base_vocab_size or self.vocab_size - len(encoder.added)
-        """Without the control tokens that were added, which no base model has embeddings for."""
+        """Ids that the base model was trained with; those above are of tokens that were added."""
         self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
         self.stop_id = self._ids[self._format.stop]
         self.pad_id = encoder.id_of(encoder.pad)
@@ -132,6 +132,11 @@ class ChatTokenizer:
         }
         known = {key: value for key, value in config.items() if value is not None}
         write_json(folder / CONFIG, known)
+
+    @property
+    def added_tokens(self) -> int:
+        """How many of its highest ids the base model has not seen."""
+        return self.vocab_size - self.base_vocab_size
 
     @property
     def chat_template(self) -> str:

@@ -122,7 +122,9 @@ def load(params: Params) -> Subject:
         if not path.exists():
             raise InputError(f"nothing to verify yet, {path} is absent: run `dvc repro` first")
     tokenizer = ChatTokenizer.from_folder(TOKENIZER)
-    check_fits(folder, tokenizer.vocab_size, settings.max_seq_len)
+    check_fits(
+        folder, tokenizer.vocab_size, settings.max_seq_len, added_tokens=tokenizer.added_tokens
+    )
     val = Tokens.read(VAL)
     return Subject(
         folder=folder,
@@ -131,6 +133,7 @@ def load(params: Params) -> Subject:
             pick_device(settings.device),
             dropout=settings.dropout,
             fused=settings.use_flash_attention,
+            vocab_size=tokenizer.vocab_size,
         ).eval(),
         train=Tokens.read(TRAIN),
         val=val,
