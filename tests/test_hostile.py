@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -576,6 +577,33 @@ def test_damaged_tokenizers(
     tokenizer_works(folder / "cut.json", folder / "saved")
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff",
+        b"[]",
+        b"[" * 100_000,
+        b"null",
+        b'{"chat_template": 7, "eos_token": ["<EOA>"], "pad_token": {"content": {}}}',
+        b'{"eos_token": "\\ud800", "pad_token": "\\ud800", "default_system_prompt": "\\ud800"}',
+        b'{"prompt_format": [], "chat_template": [{"name": "default"}, 3]}',
+        b'{"prompt_format": "llama3", "base_vocab_size": -1, "model_max_length": "long"}',
+        b'{"prompt_format": "zephyr", "eos_token": "<PAD>", "unk_token": "<PAD>"}',
+        b'{"chat_template": "{{ messages[0].content * 99999999999 }}"}',
+        b'{"chat_template": "{% include \'/etc/passwd\' %}"}',
+    ],
+    ids=range(11),
+)
+def test_what_stands_beside_a_tokenizer_is_believed_only_where_it_fits(
+    tiny_tokenizer: Path, tmp_path: Path, name: str, data: bytes
+) -> None:
+    shutil.copyfile(tiny_tokenizer, tmp_path / "tokenizer.json")
+    (tmp_path / name).write_bytes(data)
+    line = tokenizer_works(tmp_path, tmp_path / "saved")
+    assert line is None or name in line or "cannot encode a text" in line
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
@@ -603,7 +631,7 @@ def test_tokenizers_that_only_seem_sound(
 
 def test_a_tokenizer_that_never_ends_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tokenizer.json")
-    for path in (tmp_path / "tokenizer.json", Path("/dev/zero")):
+    for path in (tmp_path / "tokenizer.json", tmp_path, Path("/dev/zero")):
         assert "not a file" in str(tokenizer_works(path, tmp_path / "saved"))
 
 

@@ -255,6 +255,36 @@ def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_a_format_whose_tokens_the_base_lacks(project: Project, tmp_path: Path) -> None:
+    """They are added, said, trained, published, and `transformers` computes the same with them."""
+    import transformers
+
+    shutil.copytree(project.root, tmp_path / "chatml", symlinks=True)
+    other = Project(tmp_path / "chatml")
+    other.set(prompt_format="chatml", epochs=1)
+    for stage, line in (
+        ("tokenize", "lacks <|im_start|>, <|im_end|>: added"),
+        ("train", "grows from 400 to 402"),
+        ("evaluate", "grows from 400 to 402"),
+    ):
+        assert line in other.run("python", "-m", f"stages.{stage}")
+    assert "FAILED" not in other.run("simple-llama", "verify")
+    folder = other.root / "models/sft"
+    chat, tokenizer = ChatTokenizer.from_folder(folder), transformers.AutoTokenizer
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert theirs.generation_config.eos_token_id == chat.stop_id == chat.base_vocab_size + 1
+    messages = [{"role": "user", "content": "What is the capital of Lusaria?"}]
+    ids = tokenizer.from_pretrained(folder).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    assert ids == chat.prompt(messages) and max(ids) == chat.stop_id
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([ids])).logits
+    mine = logits_of(load_model(folder).eval(), torch.tensor([ids]))
+    assert (mine - expected).abs().max() < 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "change", "said"),
     [

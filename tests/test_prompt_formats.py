@@ -261,7 +261,7 @@ def test_markers_that_the_tokenizer_has_as_tokens_are_control_tokens(tmp_path: P
 
 
 def test_an_own_folder_is_used_as_it_was_made(kinds: dict[str, Path], tmp_path: Path) -> None:
-    for kind, name in PAIRS:
+    for kind, name in (("words", "chatml"), ("sentencepiece", "llama3"), ("seed", "alpaca")):
         chat = ChatTokenizer.from_path(kinds[kind], prompt_format=name, system_prompt=SYSTEM)
         chat.save(tmp_path / "one")
         again = ChatTokenizer.from_path(
@@ -274,3 +274,40 @@ def test_an_own_folder_is_used_as_it_was_made(kinds: dict[str, Path], tmp_path: 
         assert len(files) == 3 and len(set(files)) == 1
         question = turns("q", system="s")
         assert again.prompt(question) == chat.prompt(question)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "simple_llama"])
+def test_an_empty_system_prompt_leaves_its_turn_out(kinds: dict[str, Path], name: str) -> None:
+    pieces = FORMATS[name].render(turns("q", "a"), "", "last_reply")
+    assert not any("system" in piece for piece, _ in pieces)
+    empty = ChatTokenizer.from_path(kinds["words"], prompt_format=name, system_prompt="")
+    other = ChatTokenizer.from_path(kinds["words"], prompt_format=name, system_prompt="s")
+    assert empty.prompt(turns("q")) == other.prompt(turns("q", system=""))
+    assert len(empty.prompt(turns("q"))) < len(other.prompt(turns("q")))
+
+
+def test_a_beginning_token_stays_where_the_format_has_it(
+    kinds: dict[str, Path], tmp_path: Path
+) -> None:
+    """A text of its own begins as the conversations that were trained."""
+    for name, begins in (("alpaca", True), ("zephyr", False)):
+        chat = ChatTokenizer.from_path(kinds["sentencepiece"], prompt_format=name, system_prompt="")
+        chat.save(tmp_path)
+        theirs = of_transformers(tmp_path)
+        assert (theirs("text")["input_ids"][0] == 1) == begins == (chat.prompt(turns("q"))[0] == 1)
+        again = ChatTokenizer.from_path(
+            tmp_path / "tokenizer.json", prompt_format=name, system_prompt=""
+        )
+        assert again.prompt(turns("q")) == chat.prompt(turns("q"))
+
+
+def test_the_readme_shows_each_format() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n### Prompt formats\n")[1].split("\n### ")[0]
+    lines = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+    for name, known in FORMATS.items():
+        resolved = known.resolved(eos="</s>", bos="<s>", special=[])
+        pieces = resolved.render(turns("q", "a"), "s", "last_reply")
+        text = "".join(piece for piece, _ in pieces).replace("\n", "\\n").replace("|", "\\|")
+        shown = lines[name].split("`")[3]
+        assert text.startswith(shown) and (shown == text or name == "llama3")

@@ -51,13 +51,12 @@ class ChatTokenizer:
         choice: FormatChoice,
         system_prompt: str,
         model_max_length: int | None = None,
-        base_vocab_size: int | None = None,
     ) -> None:
         self._encoder, self._format, self._reason = encoder, choice.format, choice.reason
         self.system_prompt = system_prompt
         self.model_max_length = model_max_length
         self.vocab_size = encoder.vocab_size
-        self.base_vocab_size = base_vocab_size or self.vocab_size - len(encoder.added)
+        self.base_vocab_size = encoder.base_vocab_size
         """Ids that the base model was trained with; those above are of tokens that were added."""
         self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
         self.stop_id = self._ids[self._format.stop]

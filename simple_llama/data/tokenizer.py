@@ -33,7 +33,9 @@ class TextEncoder:
     bos: str | None
     """What each conversation begins with."""
     added: tuple[str, ...]
-    """Control tokens that the tokenizer had not; the highest ids."""
+    """Control tokens that the tokenizer had not."""
+    base_vocab_size: int
+    """Its highest id plus one, before they were added."""
 
     def id_of(self, token: str) -> int:
         """Of a token that is known to be there."""
@@ -94,6 +96,7 @@ def adapt(
         unk=unk,
         bos=bos,
         added=tuple(missing),
+        base_vocab_size=max(source.tokenizer.get_vocab().values(), default=-1) + 1,
     )
     _check_ids(source.path, encoder, control)
     return encoder
