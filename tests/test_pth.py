@@ -312,6 +312,20 @@ def test_tensors_that_are_not_what_they_seem(save: Any) -> None:
     assert "is of I32: quantised weights" in refusal(lambda: load_model(path))
     path = save(config, {**state, "norm.weight": 3})
     assert "'norm.weight' is not a tensor" in refusal(lambda: load_model(path))
+    path = save(config, {**state, "norm.weight": torch.zeros(0)})
+    assert "'norm.weight' is not a tensor, or an empty one" in refusal(lambda: load_model(path))
+    path = save(config, {**state, "norm.weight": Reduced(("base/data/99", "FloatStorage", 32))})
+    assert "a tensor without a storage" in refusal(lambda: load_model(path))
+
+
+class Reduced:
+    """Pickled as a tensor over what is no storage."""
+
+    def __init__(self, storage: object) -> None:
+        self.storage = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, (self.storage, 0, (32,), (1,), False, {})
 
 
 def rewritten(path: Path, compression: int = zipfile.ZIP_STORED, **changes: bytes) -> Path:

@@ -17,10 +17,9 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,20 +83,34 @@ def read_pth(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
             for part in _translated(path, name.removeprefix("_orig_mod."), entry, config)
         ]
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {_short(error)}") from None
     except Exception as error:  # there is nothing that a pickle or a zip could not raise
-        raise InputError(f"{path}: not a checkpoint of SimpleLLaMA: {error}") from None
+        raise InputError(f"{path}: not a checkpoint of SimpleLLaMA: {_short(error)}") from None
     return config, tensors
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
+def _short(error: Exception) -> str:
+    """What it says, which may quote a name of any length."""
+    return str(error)[:300]
+
+
+class _Storage(NamedTuple):
+    """An entry of the archive that holds numbers. A tuple, here and below, because of all else a
+    pickle could change the attributes."""
+
+    entry: str
+    kind: str
+    """One of STORAGES."""
+    elements: int
+
+
+class _Entry(NamedTuple):
     """A contiguous tensor in an entry of the archive."""
 
     entry: str
     start: int
     """In bytes."""
-    shape: list[int]
+    shape: tuple[int, ...]
     dtype: torch.dtype
     dtype_name: str
 
@@ -125,7 +138,7 @@ class _Checkpoint(pickle.Unpickler):
         self.root = pickles[0].removesuffix("data.pkl")
         self.size = size
         order = self.root + "byteorder"
-        if order in self.sizes and archive.read(order) != b"little":
+        if order in self.sizes and (self.sizes[order] > 6 or archive.read(order) != b"little"):
             raise InputError("its numbers are big-endian, wanted little-endian")
         data = archive.read(pickles[0])
         _check_memo(data)
@@ -139,8 +152,8 @@ class _Checkpoint(pickle.Unpickler):
         if type(config).__name__ != CONFIG_CLASS[1] or not isinstance(state, dict):
             raise InputError("wanted 'model_state_dict' and 'config', as SimpleLLaMA saves them")
         for name, entry in state.items():
-            if not isinstance(name, str) or not isinstance(entry, _Entry):
-                raise InputError(f"model_state_dict: {name!r} is not a tensor")
+            if not isinstance(name, str) or not isinstance(entry, _Entry) or not entry.nbytes:
+                raise InputError(f"model_state_dict: {name!r} is not a tensor, or an empty one")
         if sum(entry.nbytes for entry in state.values()) > self.size:
             raise InputError("its tensors are larger than the file")
         return state, vars(config)
@@ -159,15 +172,15 @@ class _Checkpoint(pickle.Unpickler):
             f"it pickles {module}.{name}, wanted tensors and SimpleLLaMA's TrainingConfig only"
         )
 
-    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
-        """The entry, type and number of elements of a storage, which the entry holds."""
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage, whose entry has the length it says."""
         kind, storage, key, _location, count = pid
         entry = f"{self.root}data/{key}"
         if kind != "storage" or type(count) is not int:
             raise InputError(f"{pid!r} is not a storage")
         if self.sizes.get(entry) != count * STORAGES[storage][1].itemsize:
             raise InputError(f"entry {entry!r} does not have {count} elements of {storage}")
-        return entry, storage, count
+        return _Storage(entry, storage, count)
 
 
 def _check_memo(data: bytes) -> None:
@@ -179,20 +192,22 @@ def _check_memo(data: bytes) -> None:
 
 
 def _rebuild(
-    storage: tuple[str, str, int], offset: int, shape: Sequence[int], stride: Sequence[int], *_: Any
+    storage: _Storage, offset: int, shape: Sequence[int], stride: Sequence[int], *_: Any
 ) -> _Entry:
     """What torch's function of this name makes a tensor of."""
-    entry, kind, count = storage
+    if not isinstance(storage, _Storage):
+        raise InputError("a tensor without a storage")
+    entry, kind, elements = storage
     if not all(type(n) is int and n >= 0 for n in (offset, *shape)):
         raise InputError(f"entry {entry!r}: a tensor of shape {shape} from {offset} on")
     contiguous = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    if list(stride) != contiguous or offset + math.prod(shape) > count:
+    if list(stride) != contiguous or offset + math.prod(shape) > elements:
         raise InputError(f"entry {entry!r}: a tensor that is not contiguous, or longer than it")
     name, dtype = STORAGES[kind]
     return _Entry(
         entry=entry,
         start=offset * dtype.itemsize,
-        shape=list(shape),
+        shape=tuple(shape),
         dtype=dtype,
         dtype_name=name,
     )
@@ -247,7 +262,7 @@ def _translated(
     path: Path, name: str, entry: _Entry, config: ModelConfig
 ) -> Iterator[StoredTensor]:
     """The parameters that a tensor of the checkpoint holds."""
-    match = re.fullmatch(r"(?:decoder_blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    match = re.fullmatch(r"(?:decoder_blocks\.(\d{1,5})\.)?(.+)\.(weight|bias)", name)
     fused = match is not None and match[2] == FUSED and config.mla is None
     if match is None or not (fused or match[2] in PLACES):
         raise InputError(f"tensor {name!r} has no place in a SimpleLLaMA model")
@@ -256,7 +271,7 @@ def _translated(
         yield StoredTensor(
             name=name,
             parameter=f"layers.{layer}.{place}.{kind}" if layer else f"{place}.{kind}",
-            shape=[len(rows), *entry.shape[1:]] if rows is not None else entry.shape,
+            shape=[entry.shape[0] if rows is None else len(rows), *entry.shape[1:]],
             dtype=entry.dtype_name,
             read=partial(_read, path, entry, rows),
         )
@@ -270,7 +285,9 @@ def _parts(
 
     def rows(*cut: int) -> Tensor:
         if shape[0] != math.prod(cut):
-            raise InputError(f"tensor {name!r} has shape {shape}, wanted {math.prod(cut)} rows")
+            raise InputError(
+                f"tensor {name!r} has shape {list(shape)}, wanted {math.prod(cut)} rows"
+            )
         return torch.arange(shape[0]).view(cut)
 
     if module == FUSED:
@@ -301,7 +318,7 @@ def _read(path: Path, entry: _Entry, rows: Tensor | None) -> Tensor:
             for start in range(0, len(data), CHUNK):
                 part = file.read(min(CHUNK, len(data) - start))
                 view[start : start + len(part)] = part
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # the last: it is encrypted
         raise InputError(f"{path}: entry {entry.entry!r} is damaged: {error}") from None
     stored = torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
     return stored if rows is None else stored[rows]
