@@ -4,9 +4,10 @@ Control tokens come from ids, never from text. Each run of text between two of t
 its own, as `transformers` does with a rendered prompt; a control token that stands in the data
 stays text here.
 
-    <|im_start|> system\\nBe brief. <|im_end|> \\n <|im_start|> user\\nq <|im_end|> \\n <|im_start|> assistant\\nReply <|im_end|>
-                 one text                     one               one text                       the prompt's ids, then the reply's
-"""  # noqa: E501
+    <|im_start|>  user\\nquestion  <|im_end|>  \\n   <|im_start|>  assistant\\n  reply  <|im_end|>
+       an id         a text         an id   a text    an id           a text          an id
+                                                         the prompt ends ^  supervised from here
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

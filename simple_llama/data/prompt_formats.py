@@ -2,14 +2,14 @@
 
     begin, then each message as  joiner, before, content, after
 
-    <|im_start|>system\\nBe brief.<|im_end|>\\n<|im_start|>user\\nq<|im_end|>\\n<|im_start|>assistant\\na<|im_end|>
-                                                                                           ^^^^^^^^^^^ supervised
-    |---------------------- the inference prompt ends before the reply ----------------|
+    <|im_start|>user\\nquestion<|im_end|>\\n<|im_start|>assistant\\nreply<|im_end|>
+                                                                 ^^^^^^^^^^^^^^^ supervised
+    |--------------------- the inference prompt -----------------|
 
 A joiner stands between two messages, so nothing follows the last stop token: it would never be
 trained or generated. Training, inference, and the Jinja template for other programs are all made
 from the same description.
-"""  # noqa: E501
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

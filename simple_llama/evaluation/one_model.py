@@ -24,7 +24,7 @@ def evaluate_file(*, model: str, data: str, out: str | None, device: str) -> str
     params = Params().section(EvaluateParams)
     tokenizer = ChatTokenizer.from_folder(model)
     size = tokenizer.vocab_size
-    config = check_fits(model, size, 1, added_tokens=size - tokenizer.base_vocab_size)
+    config = check_fits(model, size, 1, added_tokens=tokenizer.added_tokens)
     params = dataclasses.replace(
         params,
         device=device,

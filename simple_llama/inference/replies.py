@@ -142,7 +142,7 @@ def load_replier(folder: str, device: str, tokenizer: ChatTokenizer | None = Non
     tokenizer = tokenizer or ChatTokenizer.from_folder(folder)
     size = tokenizer.vocab_size
     with contextlib.redirect_stdout(sys.stderr):  # its notes: replies alone go to stdout
-        check_fits(folder, size, 1, added_tokens=size - tokenizer.base_vocab_size)
+        check_fits(folder, size, 1, added_tokens=tokenizer.added_tokens)
     where = pick_device(device)
     model = load_model(folder, where, vocab_size=size)
     if uses_bf16(where, "auto") and model.config.mla is None:
