@@ -15,6 +15,7 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
+from simple_llama.params import Params
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("dvc.lock", "models/demo/dvc.yaml", "models/demo/dvc.lock")
@@ -108,6 +109,9 @@ class Project:
             at = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
             lines[at] = f"{key}: {value}"
         path.write_text("\n".join(lines) + "\n")
+
+    def param(self, key: str) -> Any:
+        return Params(self.root / "params.yaml").values[key]
 
     @property
     def environment(self) -> dict[str, str]:
