@@ -14,8 +14,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="with enable_compilation")
+    parser.add_argument("--lora", action="store_true", help="with adapters and their dropout")
     arguments = parser.parse_args()
-    params = {"enable_compilation": "true"} if arguments.compile else {}
+    params: dict[str, object] = {}
+    if arguments.compile:
+        params |= {"enable_compilation": "true"}
+    if arguments.lora:
+        params |= {"lora_rank": 4, "lora_dropout": 0.1}
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), arguments.seed, **params)
         outcome = campaign.run(arguments.kills)

@@ -22,7 +22,13 @@ KILLS_A_ROUND = 5
 HOOK = str(ROOT / "tests/crash/hook")
 COMMAND = ("dvc", "repro", "train")
 RAN = "Running stage 'train'"
-OUTS = ("models/sft", "models/checkpoints", "reports/curves", "reports/train.json")
+OUTS = (
+    "models/sft",
+    "models/checkpoints",
+    "models/adapter",
+    "reports/curves",
+    "reports/train.json",
+)
 
 
 @dataclass
