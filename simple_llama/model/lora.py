@@ -53,7 +53,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        change: Tensor = self.scale * self.lora_B(self.lora_A(dropped))
+        change: Tensor = self.lora_B(self.scale * self.lora_A(dropped))  # scaled where it is small
         return F.linear(x, self.weight, self.bias) + change
 
     def merged(self) -> nn.Linear:
