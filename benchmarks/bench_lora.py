@@ -2,7 +2,7 @@
 
 One random model, the same batches; each training in a process of its own, in turn, with spread.
 The weights are such as bfloat16 holds exactly, like those of most checkpoints, so that under bf16
-the frozen ones are kept in it. `--width 2048 --layers 16 --device cuda` is a model of 1.2B.
+the frozen ones are kept in it.
 """
 
 import argparse
