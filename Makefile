@@ -7,7 +7,7 @@ PORT ?= 5000
 RUN := PATH="$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check install --quiet
 
-.PHONY: repro test quick lint ui exp gc clean
+.PHONY: repro test quick lint bench ui exp gc clean
 
 repro: .venv/installed
 	@$(RUN) simple-llama check
@@ -24,6 +24,10 @@ lint: .venv/installed-dev
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+
+bench: .venv/installed-dev
+	@$(PIP) --editable '.[bench]'
+	@$(RUN) python -m benchmarks
 
 ui: .venv/installed
 	@echo "opening on http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning (Ctrl-C ends it)"

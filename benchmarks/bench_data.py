@@ -1,4 +1,5 @@
-"""Speed and memory of prepare and tokenize on a generated file of conversations.
+"""Speed and memory of prepare and tokenize on a generated file of conversations, and encoding in
+turns with its peers: prompt and reply one by one, as the textbook does, and datasets' map.
 
     python -m benchmarks.bench_data --conversations 1000000
 
@@ -10,17 +11,24 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks import results
+
 DEMO = Path("data/raw/demo_sft.json")
+PEERS_SEE = 20_000
+"""Conversations that are encoded in turns."""
+ROUNDS = 5
+SYSTEM_PROMPT = "You are a helpful assistant."
 CHARACTERS = 900
 """Of text in a conversation, about; with its keys it takes 1 KB."""
 
@@ -29,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--conversations", type=int, default=100_000)
     number = parser.parse_args().conversations
-    with tempfile.TemporaryDirectory() as folder:
+    command = f"python -m benchmarks.bench_data --conversations {number}"
+    with results.section("Data", command), tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         source = work / "conversations.json"
         write_conversations(source, number)
@@ -47,6 +56,82 @@ def main() -> None:
         seconds = run_stage("tokenize", work, number)
         tokens = json.loads((work / "reports/tokenize.json").read_text())["tokens"]
         print(f"  {tokens:,} tokens, {tokens / seconds:,.0f}/s")
+        compare(find_tokenizer(work, source), list(conversations(PEERS_SEE)))
+
+
+def compare(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Encoding alone, without files: each peer gives the same ids or fewer."""
+    from tokenizers import Tokenizer
+
+    from simple_llama.data.prompt import ChatTokenizer
+
+    chat = ChatTokenizer.from_path(path, prompt_format="simple_llama", system_prompt=SYSTEM_PROMPT)
+    plain = Tokenizer.from_file(str(path))
+    messages = [list(as_messages(row)) for row in rows]
+    texts = [as_texts(row) for row in rows]
+
+    def ours() -> None:
+        for start in range(0, len(messages), 1024):
+            chat.encode(messages[start : start + 1024], "last_reply")
+
+    def one_by_one() -> None:
+        for prompt, reply in texts:
+            plain.encode(prompt)
+            plain.encode(reply)
+
+    contestants = {"ours": ours, "one by one": one_by_one}
+    if results.installed("datasets"):
+        contestants["datasets.map"] = mapped(plain, texts)
+    else:
+        print("datasets is not installed: left out")
+    tokens = sum(len(ids) for ids, _ in chat.encode(messages, "last_reply"))
+    print(f"encoding {len(rows):,} conversations, {tokens:,} tokens, medians of {ROUNDS} rounds")
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, encode in contestants.items():
+            begin = time.perf_counter()
+            encode()
+            seconds[name].append(time.perf_counter() - begin)
+    for name, times in seconds.items():
+        ratios = [theirs / mine for theirs, mine in zip(times, seconds["ours"], strict=True)]
+        print(
+            f"  {name:<13}{tokens / statistics.median(times):>10,.0f} tok/s, ours / it "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def mapped(tokenizer: Any, texts: list[tuple[str, str]]) -> Callable[[], None]:
+    """datasets.map with batches of the same texts and the same tokenizer."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.disable_caching()
+    prompts, replies = (list(column) for column in zip(*texts, strict=True))
+    data = datasets.Dataset.from_dict({"prompt": prompts, "reply": replies})
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {
+            key: [encoding.ids for encoding in tokenizer.encode_batch_fast(batch[key])]
+            for key in ("prompt", "reply")
+        }
+
+    return lambda: data.map(encode, batched=True, remove_columns=["prompt", "reply"])
+
+
+def as_messages(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+    for user, assistant in zip(row["User"], row["Assistant"], strict=True):
+        yield {"role": "user", "content": user}
+        yield {"role": "assistant", "content": assistant}
+
+
+def as_texts(row: dict[str, Any]) -> tuple[str, str]:
+    """The prompt with its control tokens as text, and the last reply."""
+    turns = "".join(
+        f"\n\n<SOU>{user}<EOU>\n<SOA>{assistant}<EOA>"
+        for user, assistant in zip(row["User"], row["Assistant"], strict=True)
+    )
+    reply = f"{row['Assistant'][-1]}<EOA>"
+    return f"<SOT>{SYSTEM_PROMPT}<EOT>{turns.removesuffix(reply)}", reply
 
 
 def run_stage(name: str, work: Path, number: int) -> float:

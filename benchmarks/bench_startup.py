@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from benchmarks import results
+
 STAGES = ("prepare", "tokenize", "train", "evaluate")
 HEAVY = ("tokenizers", "torch", "mlflow", "dvc")
 REPEATS = 7
@@ -31,14 +33,15 @@ def imported(stage: str) -> list[str]:
 
 
 def main() -> None:
-    bare = statistics.median(seconds("pass"))
-    print(f"the interpreter alone: {bare:.2f} s")
-    for stage in STAGES:
-        times = [value - bare for value in seconds(f"import stages.{stage}")]
-        print(
-            f"{stage:<9} {statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})  "
-            f"imports {', '.join(imported(stage)) or 'none of the heavy packages'}"
-        )
+    with results.section("Start of a stage", "python -m benchmarks.bench_startup"):
+        bare = statistics.median(seconds("pass"))
+        print(f"the interpreter alone: {bare:.2f} s")
+        for stage in STAGES:
+            times = [value - bare for value in seconds(f"import stages.{stage}")]
+            print(
+                f"{stage:<9} {statistics.median(times):.2f} s ({min(times):.2f} to "
+                f"{max(times):.2f})  imports {', '.join(imported(stage)) or 'nothing heavy'}"
+            )
 
 
 if __name__ == "__main__":

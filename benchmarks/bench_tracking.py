@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import results
 from simple_llama import tracking
 from simple_llama.params import TrackingParams
 
@@ -60,6 +61,12 @@ def tracked_loop() -> tuple[float, list[float], float]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    with results.section("Tracking", "python -m benchmarks.bench_tracking"):
+        measure()
+
+
+def measure() -> None:
+    home = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, ".dvc").mkdir()
         os.chdir(folder)
@@ -73,7 +80,7 @@ def main() -> None:
             calls.extend(costs)
             cpu.append(thread)
         report(plain, tracked, calls, cpu)
-        os.chdir("/")
+        os.chdir(home)
 
 
 def measure_start(name: str) -> None:

@@ -104,7 +104,7 @@ class Trainer:
         if params.eval_interval and progress.step == 0:
             self._validate(full=False)
         while not self._is_over():
-            self._step()
+            self.step()
             if params.eval_interval and progress.step % params.eval_interval == 0:
                 self._validate(full=False)
             self._sample_if_due()
@@ -161,7 +161,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.observer.preflighted(result)
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One optimizer step over all its micro-batches."""
         started = time.perf_counter()
         step = self.progress.step
