@@ -87,8 +87,9 @@ class Columns:
         self._write(["─" * self._width] * count, "\n")
 
     def add(self, column: int, text: str) -> None:
-        self._texts[column] += printable(text)
-        self._show()
+        if text:
+            self._texts[column] += printable(text)
+            self._show()
 
     def end(self, column: int) -> None:
         self._growing[column] = False
