@@ -4,8 +4,10 @@ Each holds the whole model (DistributedDataParallel), or, sharded, a part of eac
 its optimizer state (model/sharding.py).
 """
 
+import atexit
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -82,8 +84,11 @@ def group(kind: str, *, sharded: bool, url: str = "env://") -> Iterator[Ranks]:
         processes = ranks.gathered(Process.of(number))
         others = [process for process in processes if process.rank != number]
         yield dataclasses.replace(ranks, fate=Fate(store, number, others))
-    finally:
-        distributed.destroy_process_group()
+    except BaseException:
+        # the group's own end would wait for what a rank that is gone was to send
+        atexit.register(os._exit, 1)
+        raise
+    distributed.destroy_process_group()
 
 
 class Averager:

@@ -63,7 +63,13 @@ class Fate:
         except RankFailed:
             raise
         except BaseException as error:
+            # torchrun ends what still lives once one rank has ended: that adds nothing to what is
+            # known here, and what follows, such as the end of the tracked run, needs its time
+            before = _set_sigterm(signal.SIG_IGN)
             reason = self._elsewhere(error)
+            if reason is None and isinstance(error, RuntimeError) and self._known(_TERMINATED):
+                _set_sigterm(before)
+                signal.raise_signal(signal.SIGTERM)
             self._tell(error, reason)
             if reason is not None:
                 raise RankFailed(reason) from None
@@ -75,15 +81,16 @@ class Fate:
             return None
         patience = time.monotonic() + (GRACE if isinstance(error, RuntimeError) else 0.0)
         while True:
-            if self.store.check([_FAILED]):
-                if self.rank == 0 and self.store.check([_TRACEBACK]):
+            # looked at first: one that ended in any other way has said so before
+            gone = [other for other in self.others if other.is_gone]
+            if self._known(_FAILED):
+                if self.rank == 0 and self._known(_TRACEBACK):
                     print(self.store.get(_TRACEBACK).decode(), file=sys.stderr)
                 return str(self.store.get(_FAILED).decode())
-            if self.store.check([_TERMINATED]):
+            if self._known(_TERMINATED):
                 return None
-            for other in self.others:
-                if other.is_gone:
-                    return f"rank {other.rank} (process {other.pid}) is gone: killed, or crashed"
+            if gone:
+                return f"rank {gone[0].rank} (process {gone[0].pid}) is gone: killed, or crashed"
             if time.monotonic() > patience:
                 return None
             time.sleep(0.05)
@@ -92,12 +99,9 @@ class Fate:
         stopped = reason is None and isinstance(error, SystemExit | KeyboardInterrupt)
         if self.rank == 0 and not stopped:
             self.store.set(_FIRST_KNOWS, "")
-            # torchrun now ends what still lives: it has nothing to add, and the run's end to wait
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
         elif stopped:
             self.store.set(_TERMINATED, "")
-        elif not self.store.check([_FAILED]):
+        elif not self._known(_FAILED):
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             if reason is None and kind:
                 self.store.set(_TRACEBACK, "".join(traceback.format_exception(error)))
@@ -105,9 +109,19 @@ class Fate:
         # torchrun ends rank 0 once this one has: it may be about to say the same itself
         until = time.monotonic() + GRACE / 2
         while self.rank and not stopped and time.monotonic() < until:
-            if self.store.check([_FIRST_KNOWS]):
+            if self._known(_FIRST_KNOWS):
                 break
             time.sleep(0.02)
+
+    def _known(self, key: str) -> bool:
+        return bool(self.store.check([key]))
+
+
+def _set_sigterm(handler: Any) -> Any:
+    """Returns the handler before. Only a main thread may have one."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, handler)
+    return None
 
 
 @contextlib.contextmanager
