@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,14 +97,7 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     print(f"{name} on {describe(device, params.precision)}{several}", flush=True)
     machine = environment(device, params.precision)
     digests = {"digest.tokens": digest(TOKENS), "digest.base_model": digest(weight_files(base))}
-    settings = dataclasses.asdict(params) | {"machine": machine}
-    del settings["num_devices"]  # the state knows its ranks, and refuses others
-    key = resume_key(settings, digests.values(), _code())
-    if len(set(ranks.gathered(key))) > 1:
-        raise InputError(
-            "the machines of this training differ in params, data, base model, code or kind of "
-            "device, wanted the same on all"
-        )
+    key = _key(dataclasses.asdict(params) | {"machine": machine}, digests.values(), ranks)
     if not ranks.leads:
         _follow(model, data, params, ranks)
         return
@@ -115,9 +109,12 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         source = all_params.section(PrepareParams).ft_json_path
         data_digest = digest(_files(Path(source)))
         threads = ranks.told(torch.get_num_threads())
+        tracked = without(all_params, EvaluateParams)
+        if state:  # the run holds it, and as many ranks may now be on other machines
+            del tracked["num_devices"]
         with tracking.training_run(
             all_params.section(TrackingParams),
-            params=without(all_params, EvaluateParams),
+            params=tracked,
             tags={
                 **machine,
                 "torch_threads": str(threads),
@@ -152,6 +149,17 @@ def _name(base: str, model: Decoder) -> str:
     share = sum(parameter.numel() for parameter in trained(model).values()) / size
     of_them = f", {share:.2%} of them trained" if share < 1 else ""
     return f"{base} ({size / 1e6:.1f}M parameters{of_them})"
+
+
+def _key(settings: dict[str, Any], digests: Iterable[str], ranks: Ranks) -> str:
+    del settings["num_devices"]  # the state knows its ranks, and refuses others
+    key = resume_key(settings, digests, _code())
+    if len(set(ranks.gathered(key))) > 1:
+        raise InputError(
+            "the machines of this training differ in params, data, base model, code or kind of "
+            "device, wanted the same on all"
+        )
+    return key
 
 
 def _follow(model: Decoder, data: TrainingData, params: TrainParams, ranks: Ranks) -> None:

@@ -1,6 +1,9 @@
 """More than one device: whatever the ranks, one result; and what saves memory changes none."""
 
+import copy
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,18 +11,40 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from simple_llama.data.batches import Rank, collate, cut, even_budget, supervised_tokens
-from simple_llama.model.sharding import shard, whole
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.evaluation.metrics import Evaluation, evaluate
+from simple_llama.model.config import MLA, LatentShape
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.folder import load_model, save_model
+from simple_llama.model.sharding import gather, local, shard, whole
+from simple_llama.params import EvaluateParams, Params
 from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
+from simple_llama.training.observer import Snapshot
+from simple_llama.training.stored import read_snapshot, write_tensors
+from tests.conftest import TEXTS
 from tests.ranks import together
-from tests.test_training import PAD, Listener, data, examples, new_model, params, run
+from tests.test_model import random_model, tiny_config
+from tests.test_training import (
+    COMMITTED,
+    PAD,
+    Listener,
+    data,
+    examples,
+    new_model,
+    params,
+    run,
+)
 
 SETTINGS = params(
-    epochs=2,
+    epochs=1,
     eval_interval=3,
     sample_prompts=2,
     max_grad_norm=0.5,
@@ -27,22 +52,43 @@ SETTINGS = params(
     batch_size=5,
 )
 
+LATENT = {
+    "model_type": MLA,
+    "attention_bias": True,
+    "num_key_value_heads": 4,
+    "head_dim": 12,
+    "mla": LatentShape(
+        q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
+    ),
+}
 
-def trained(ranks: Ranks, **changes: Any) -> dict[str, Any]:
+
+def trained(ranks: Ranks, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """All that one rank sees of a training."""
-    settings = dataclasses.replace(SETTINGS, **changes)
-    model, listener = new_model(settings.dropout), Listener()
+    settings, listener = dataclasses.replace(SETTINGS, **changes), Listener()
+    decoder = Decoder(tiny_config(**(model or {})), dropout=settings.dropout)
+    decoder.initialise(0)
     if ranks.in_step:
-        shard(model, "cpu")
-    train(model, data(), settings, listener, ranks=ranks)
+        shard(decoder, "cpu")
+    train(decoder, data(), settings, listener, ranks=ranks)
     return {
         "losses": [step.loss for step in listener.steps],
         "norms": [step.grad_norm for step in listener.steps],
         "validations": listener.validations,
         "samples": listener.samples,
         "lowerings": listener.lowerings,
-        "weights": [whole(parameter).detach() for parameter in model.parameters()],
+        "weights": [whole(parameter).detach() for parameter in decoder.parameters()],
     }
+
+
+def in_each_way(ranks: Ranks) -> list[dict[str, Any]]:
+    """What else may be chosen, together with ranks."""
+    ways: list[dict[str, Any]] = [
+        {"model": {"tie_word_embeddings": True}, "activation_checkpointing": "blocks"},
+        {"model": LATENT},
+        {"precision": "bf16", "dynamic_padding": False},
+    ]
+    return [trained(ranks, **way) for way in ways]
 
 
 def distance(one: list[Tensor], other: list[Tensor]) -> float:
@@ -62,6 +108,120 @@ def test_the_number_of_ranks_changes_nothing(of: int, sharded: bool) -> None:
         assert rank["samples"] == expected["samples"]
         for mine, theirs in zip(rank["validations"], expected["validations"], strict=True):
             assert mine == (theirs[0], pytest.approx(theirs[1], abs=1e-5), *theirs[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_go_with_all_else(sharded: bool) -> None:
+    """Tied embeddings, recomputed blocks, latent attention; bfloat16 within its own precision."""
+    expected = in_each_way(ALONE)
+    for rank in together(2, in_each_way, sharded=sharded):
+        for mine, theirs, most in zip(rank, expected, (1e-5, 1e-5, 2e-2), strict=True):
+            assert mine["losses"] == pytest.approx(theirs["losses"], abs=most)
+
+
+def kept_and_continued(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """A training with dropout, and one that continues from what it wrote after step 4."""
+
+    class Keeper(Listener):
+        def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+            if snapshot().progress.step == 4:
+                self.progress = copy.copy(snapshot().progress)
+                write_tensors(snapshot().tensors, folder, ranks)
+
+    settings, keeper, listener = dataclasses.replace(SETTINGS, dropout=0.3), Keeper(), Listener()
+    models = [new_model(settings.dropout) for _ in range(2)]
+    for model in models:
+        if ranks.in_step:
+            shard(model, "cpu")
+    train(models[0], data(), settings, keeper, ranks=ranks)
+    kept = read_snapshot(keeper.progress, folder, ranks)
+    train(models[1], data(), settings, listener, kept, ranks)
+    return {
+        "losses": [step.loss for step in keeper.steps],
+        "continued": [step.loss for step in listener.steps],
+        "weights": [[local(p).detach() for p in model.parameters()] for model in models],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_continue_exactly_from_what_each_wrote(sharded: bool, tmp_path: Path) -> None:
+    for rank in together(2, kept_and_continued, tmp_path / "state", sharded=sharded):
+        assert rank["continued"] == rank["losses"][4:] != []
+        whole_run, continued = rank["weights"]
+        assert all(torch.equal(a, b) for a, b in zip(whole_run, continued, strict=True))
+    files = sorted((tmp_path / "state").iterdir())
+    assert len(files) == 2, "one of each rank"
+    assert all(load_file(file) for file in files), "and nothing pickled"
+
+
+def failing(ranks: Ranks) -> str:
+    """What each rank raises when the second fails, while the others wait for it."""
+    try:
+        with ranks.failing_together():
+            if ranks.number == 1:
+                raise InputError("no room")
+            ranks.told(0)
+    except InputError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@pytest.mark.slow
+def test_what_ends_one_rank_ends_all_and_the_first_says_why() -> None:
+    assert together(2, failing) == ["RankFailed: rank 1: no room", "InputError: no room"]
+
+
+def sharded_folder(ranks: Ranks, base: Path, out: Path) -> int:
+    """Load a model in parts and write it whole. Returns the bytes this rank holds."""
+    model = load_model(base, sharded=True)
+    if ranks.leads:
+        save_model(model, out)
+    else:
+        gather(model)
+    return sum(local(parameter).nbytes for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_loaded_in_parts_and_published_whole(tmp_path: Path) -> None:
+    model = random_model()
+    save_model(model, tmp_path / "base")
+    held = together(2, sharded_folder, tmp_path / "base", tmp_path / "out", sharded=True)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    assert sum(held) == size and max(held) < 0.6 * size
+    for file in (tmp_path / "base").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def evaluated(ranks: Ranks, tokenizer: Path) -> Evaluation:
+    chat = ChatTokenizer.from_path(tokenizer, prompt_format="auto", system_prompt="s")
+    pairs = chat.encode(
+        [
+            [{"role": "user", "content": text}, {"role": "assistant", "content": text[:9]}]
+            for text in TEXTS * 3
+        ],
+        "last_reply",
+    )
+    model = random_model(vocab_size=chat.vocab_size, max_position_embeddings=256)
+    settings = dataclasses.replace(
+        Params(COMMITTED).section(EvaluateParams), device="cpu", precision="fp32"
+    )
+    return evaluate(model, Tokens.from_examples(pairs), chat, settings, ranks)
+
+
+@pytest.mark.slow
+def test_evaluation_by_ranks_is_that_by_one(tiny_tokenizer: Path) -> None:
+    expected = evaluated(ALONE, tiny_tokenizer)
+    assert expected.replies and expected.matches
+    for rank in together(3, evaluated, tiny_tokenizer):
+        assert (rank.replies, rank.matches, rank.references) == (
+            expected.replies,
+            expected.matches,
+            expected.references,
+        )
+        for name in ("loss", "tokens", "correct"):
+            assert np.array_equal(getattr(rank.scores, name), getattr(expected.scores, name))
 
 
 def test_recomputed_blocks_keep_every_byte_and_hold_less_memory() -> None:
@@ -100,12 +260,12 @@ def short_of_memory(ranks: Ranks, most: int) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simple_llama.training.gradients.summed_loss", fails)
-        return trained(ranks, epochs=1)
+        return trained(ranks)
 
 
 @pytest.mark.slow
 def test_out_of_memory_on_one_rank_lowers_the_micro_batches_of_all() -> None:
-    expected = trained(ALONE, epochs=1)
+    expected = trained(ALONE)
     first, second = together(2, short_of_memory, 20)
     assert first["lowerings"] == second["lowerings"] != []
     for rank in first, second:

@@ -1,7 +1,8 @@
 """The moments of a training at which it can be killed, counted; one of them can be chosen.
 
 Runs within the train stage. CRASH holds JSON: {"moment": "update", "number": 3, "victim": "group"}
-kills at the third update; {"counts": FILE} counts all moments of a training that goes through.
+kills at the third update, {..., "rank": "1"} that of one rank; {"counts": FILE} counts all moments
+of a training that goes through.
 """
 
 import atexit
@@ -25,7 +26,8 @@ _wanted: dict[str, Any] = {}
 def hit(moment: str) -> None:
     """The moment has come: count it, and kill if it is the chosen one."""
     _counts[moment] += 1
-    if (moment, _counts[moment]) == (_wanted.get("moment"), _wanted.get("number")):
+    here = _wanted.get("rank") in (None, os.environ.get("RANK"))
+    if here and (moment, _counts[moment]) == (_wanted.get("moment"), _wanted.get("number")):
         Path(_wanted["mark"]).write_text(json.dumps(_wanted))
         kill(_wanted["victim"])
 
@@ -50,7 +52,7 @@ def arm(settings: str) -> None:
     """Put the moments into the code that the stage is about to run."""
     from simple_llama import files
     from simple_llama.tracking import Run
-    from simple_llama.training import gradients, loop, loss, optimizer, recorder, resume
+    from simple_llama.training import gradients, loop, loss, optimizer, recorder, resume, stored
 
     _wanted.update(json.loads(settings))
     _around(gradients, "summed_loss", "micro-batch")
@@ -60,7 +62,7 @@ def arm(settings: str) -> None:
     _replace(loss, "micro_batches", _between, "within a validation")
     _around(recorder.Recorder, "improved", "saving a model")
     _around(recorder.Recorder, "epoch_ended", "saving a checkpoint")
-    _replace(resume, "save_file", _half, "half a state file")
+    _replace(stored, "save_file", _half, "half a state file")
     _around(resume, "atomic_write", "state file without its description")
     _around(files, "copy_folder", "publishing a model")
     _around(files, "write_json", "publishing a report")
