@@ -25,7 +25,7 @@ import yaml
 from benchmarks import results
 
 DEMO = Path("data/raw/demo_sft.json")
-PEERS_SEE = 20_000
+PEERS_SEE = 10_000
 """Conversations that are encoded in turns."""
 ROUNDS = 5
 SYSTEM_PROMPT = "You are a helpful assistant."
