@@ -362,7 +362,8 @@ def test_a_training_that_diverges_is_one_line_a_failed_run_and_a_folder_to_look_
         "output_format='list')[0]; print(run.info.status, run.data.tags['failure'])"
     )
     assert "FAILED InputError: training diverged" in project.run("python", "-c", code)
-    assert not list((project.root / ".resume").glob("*/state.json")), "it would diverge again"
+    state = project.root / kept.with_name(kept.name.removeprefix("diverged-"))
+    assert not state.exists(), "it would diverge again"
 
 
 @pytest.mark.slow
