@@ -7,12 +7,14 @@ A B A B; the table holds medians, and the ratio of the two.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from benchmarks.results import section
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, describe, pick_device
@@ -46,7 +48,9 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, way in ways.items():
                 seconds[name].append(timed(way, prompts, device))
-    report(seconds, arguments, describe(device, "auto"), model)
+    command = " ".join(["python -m benchmarks.bench_generation", *sys.argv[1:]])
+    with section("Generation", command):
+        report(seconds, arguments, describe(device, "auto"), model)
 
 
 def make_model() -> Decoder:
@@ -111,13 +115,13 @@ def report(
         f"{arguments.prompt_tokens} tokens, {arguments.new_tokens} new tokens each, "
         f"{arguments.rounds} rounds, {machine}, torch {torch.__version__}\n"
     )
-    print("| way | ms per prompt | new tokens per second | times as fast |\n|---|---:|---:|---:|")
+    print(f"{'':<22}{'ms per prompt':>15}{'new tokens/s':>14}{'times as fast':>15}")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     slowest = medians["naive, one by one"]
     for name, median in medians.items():
         speed = arguments.prompts * arguments.new_tokens / median
         each = median / arguments.prompts * 1000
-        print(f"| {name} | {each:,.1f} | {speed:,.0f} | {slowest / median:.1f} |")
+        print(f"{name:<22}{each:>15,.1f}{speed:>14,.0f}{slowest / median:>15.1f}")
 
 
 if __name__ == "__main__":
