@@ -21,8 +21,9 @@ from simple_llama.data.encoding import open_tokenizer, tokenize
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.prompt_formats import FORMATS, Message
 from simple_llama.data.tokens import Tokens
-from simple_llama.evaluation import verify
-from simple_llama.evaluation.verify import Check, Subject, checks
+from simple_llama.evaluation import invariances
+from simple_llama.evaluation.invariances import Check
+from simple_llama.evaluation.verify import Subject, checks
 from simple_llama.model import attention, config_json, decoder, folder, rope
 from simple_llama.model.attention import KVCache
 from simple_llama.model.config import ModelConfig
@@ -143,7 +144,7 @@ def test_a_loss_averaged_in_each_micro_batch_shows(
 ) -> None:
     summed = loss.summed_loss
     monkeypatch.setattr(
-        verify, "summed_loss", lambda model, batch: summed(model, batch) / len(batch.targets)
+        invariances, "summed_loss", lambda model, batch: summed(model, batch) / len(batch.targets)
     )
     assert failed(subject) >= set(ALL[:2])
 
@@ -158,7 +159,7 @@ def test_a_gradient_that_depends_on_the_cut_shows(
         scale = 1 + 0.001 * len(batch.examples)
         return found * scale - found.detach() * (scale - 1)
 
-    monkeypatch.setattr(verify, "summed_loss", with_wrong_gradient)
+    monkeypatch.setattr(invariances, "summed_loss", with_wrong_gradient)
     assert failed(subject) == {ALL[1]}
 
 
@@ -224,20 +225,20 @@ def test_a_trace_of_the_evaluation_shows(
     trace: Callable[[Decoder], None],
     name: str,
 ) -> None:
-    original = getattr(verify, part)
+    original = getattr(invariances, part)
 
     def leaves_a_trace(model: Decoder, *args: Any, **kwargs: Any) -> Any:
         result = original(model, *args, **kwargs)
         trace(model)
         return result
 
-    monkeypatch.setattr(verify, part, leaves_a_trace)
+    monkeypatch.setattr(invariances, part, leaves_a_trace)
     bad = [check for check in only_evaluation(subject) if not check.holds]
     assert [(check.name, check.difference) for check in bad] == [(name, 1)]
 
 
 def only_evaluation(subject: Subject) -> Iterator[Check]:
-    return verify.evaluation(subject.model, subject.val, subject.tokenizer, subject.params)
+    return invariances.evaluation(subject.model, subject.val, subject.tokenizer, subject.params)
 
 
 def test_an_evaluation_with_dropout_shows(
