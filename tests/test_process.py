@@ -20,9 +20,9 @@ with file_lock(Path(sys.argv[1]), "this training"):
 WORKER = """
 import sys
 from simple_llama.process import claim
-count = int(sys.argv[1]) if sys.argv[1:2] == ["2"] else 1
-with claim(["gpu-a", "gpu-b"], count=count, share="share" in sys.argv) as place:
-    print(*place, flush=True)
+count = 2 if "both" in sys.argv else 1
+with claim(["gpu-a", "gpu-b"], count=count, share="share" in sys.argv) as places:
+    print(*places, flush=True)
     sys.stdin.readline()
 """
 STAGE = """
@@ -99,6 +99,20 @@ def test_workers_take_free_devices_and_the_third_waits_for_one(tmp_path: Path) -
     assert fourth.says() == "0\n", "a killed worker holds nothing"
     third.go()
     fourth.go()
+
+
+def test_who_wants_two_devices_takes_both_or_none(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    first = Worker(tmp_path)
+    assert first.says() == "0\n"
+    both = Worker(tmp_path, "both")
+    assert both.says("stderr").startswith("note: waiting for 2 free devices (gpu-a, gpu-b): ")
+    second = Worker(tmp_path)
+    assert second.says() == "1\n", "the one that waits holds none"
+    first.go()
+    second.go()
+    assert both.says() == "0 1\n"
+    both.go()
 
 
 def test_a_device_is_shared_only_where_that_is_allowed(tmp_path: Path) -> None:
