@@ -33,6 +33,8 @@ Run = tuple[int | Text, int]
 """A control id and whether it is a target, 0 or 1; or a text and how many of its characters come
 before its target."""
 
+TextIds = dict[Text, NDArray[np.uint32]]
+
 TRIAL: list[Message] = [
     {"role": "user", "content": "Hello there"},
     {"role": "assistant", "content": "Hello"},
@@ -60,6 +62,7 @@ class ChatTokenizer:
         self.base_vocab_size = encoder.base_vocab_size
         """Ids that the base model was trained with; those above are of tokens that were added."""
         self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
+        self._control_ids = {one: np.array([one], np.uint32) for one in self._ids.values()}
         self.stop_id = self._ids[self._format.stop]
         self.pad_id = encoder.id_of(encoder.pad)
         self.unk_id = None if encoder.unk is None else encoder.id_of(encoder.unk)
@@ -198,29 +201,33 @@ class ChatTokenizer:
 
     def _assemble(self, conversations: list[list[Run]]) -> list[Encoded]:
         text_ids = self._encode_texts(conversations)
-        ids: list[int] = []
-        mask: list[bool] = []
+        pieces: list[NDArray[np.uint32]] = []
+        sizes: list[int] = []
+        targets: list[bool] = []
         ends: list[int] = []
-        controls = 0
+        length = controls = 0
         for runs in conversations:
             for run, before in runs:
                 if isinstance(run, int):
-                    ids.append(run)
-                    mask.append(before == 1)
+                    pieces.append(self._control_ids[run])
+                    sizes.append(1)
+                    targets.append(before == 1)
                     controls += 1
+                    length += 1
                 else:
                     segment = text_ids[run]
                     prompt = _prompt_length(run, before, text_ids)
-                    ids += segment
-                    mask += [False] * prompt
-                    mask += [True] * (len(segment) - prompt)
-            ends.append(len(ids))
-        flat_ids, flat_mask = np.array(ids, np.uint32), np.array(mask, np.bool_)
+                    pieces.append(segment)
+                    sizes += (prompt, len(segment) - prompt)
+                    targets += (False, True)
+                    length += len(segment)
+            ends.append(length)
+        flat_ids, flat_mask = np.concatenate(pieces), np.repeat(targets, sizes)
         if np.count_nonzero(self._is_control[flat_ids]) != controls:
             self._refuse_control_from_text(text_ids)
         return [(flat_ids[start:end], flat_mask[start:end]) for start, end in zip([0, *ends], ends)]
 
-    def _encode_texts(self, conversations: list[list[Run]]) -> dict[Text, list[int]]:
+    def _encode_texts(self, conversations: list[list[Run]]) -> TextIds:
         """The ids of each distinct text, and of what in it comes before a target."""
         texts: dict[Text, None] = {}
         for runs in conversations:
@@ -229,26 +236,25 @@ class ChatTokenizer:
                     texts[run] = None
                     if 0 < before < len(run[0]):
                         texts[run[0][:before], run[1]] = None
-        found: dict[Text, list[int]] = {}
+        found: TextIds = {}
         for at_start in (True, False):
             part = [text for text in texts if text[1] == at_start]
             ids = self._encoder.encode([text for text, _ in part], at_start=at_start)
             found.update(zip(part, ids))
         return found
 
-    def _refuse_control_from_text(self, text_ids: dict[Text, list[int]]) -> None:
+    def _refuse_control_from_text(self, text_ids: TextIds) -> None:
         for (text, _), ids in text_ids.items():
-            for token in ids:
-                if self._is_control[token]:
-                    name = self._encoder.tokenizer.id_to_token(token)
-                    raise InputError(
-                        f"the tokenizer makes the control token {name} from the text "
-                        f"{_shown(text)}: its model must not hold {name} as a word"
-                    )
+            for token in ids[self._is_control[ids]]:
+                name = self._encoder.tokenizer.id_to_token(int(token))
+                raise InputError(
+                    f"the tokenizer makes the control token {name} from the text "
+                    f"{_shown(text)}: its model must not hold {name} as a word"
+                )
         raise AssertionError("control ids were counted wrongly")
 
 
-def _prompt_length(run: Text, before: int, text_ids: dict[Text, list[int]]) -> int:
+def _prompt_length(run: Text, before: int, text_ids: TextIds) -> int:
     """How many ids of a text come before its target.
 
     Generation starts after the ids of the prompt alone, so training must see the same. Raises
@@ -260,7 +266,7 @@ def _prompt_length(run: Text, before: int, text_ids: dict[Text, list[int]]) -> i
     if before == len(text):
         return len(text_ids[run])
     prompt = text_ids[text[:before], at_start]
-    if text_ids[run][: len(prompt)] != prompt:
+    if not np.array_equal(text_ids[run][: len(prompt)], prompt):
         raise InputError(
             f"the tokenizer makes other ids of {_shown(text[max(0, before - 20) : before])} when "
             f"{_shown(text[before:])} follows: wanted another prompt_format; the prompt of "

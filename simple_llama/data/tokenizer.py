@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simple_llama.data.tokenizer_source import KNOWN, TokenizerSource, parse, refusing, steps
+from simple_llama.data.words import Words, cut
 from simple_llama.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ class TextEncoder:
     tokenizer: "Tokenizer"
     within: "Tokenizer"
     """The same for text after a control token, where some put no space before a first word."""
+    words: Words | None
+    """The fast way for text that can be cut into words here."""
     pad: str
     unk: str | None
     """What stands for text that the vocabulary lacks; some lack none."""
@@ -48,15 +54,19 @@ class TextEncoder:
         """The highest id plus one."""
         return int(max(self.tokenizer.get_vocab().values())) + 1
 
-    def encode(self, texts: list[str], *, at_start: bool) -> list[list[int]]:
-        """The ids of each text, at the start of a conversation or after a control token.
+    def encode(self, texts: list[str], *, at_start: bool) -> list[NDArray[np.uint32]]:
+        """The ids (T,) of each text, at the start of a conversation or after a control token.
 
         Raises InputError where the tokenizer's parts do not work together.
         """
         tokenizer = self.tokenizer if at_start else self.within
         with refusing("the tokenizer cannot encode a text"):
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            return [encoding.ids for encoding in encodings]
+            found = [self.words.encode(text) if self.words else None for text in texts]
+            others = [text for text, ids in zip(texts, found) if ids is None]
+            encodings = iter(tokenizer.encode_batch_fast(others, add_special_tokens=False))
+            return [
+                np.array(next(encodings).ids, np.uint32) if ids is None else ids for ids in found
+            ]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids without control tokens. Raises InputError as encode does."""
@@ -92,6 +102,7 @@ def adapt(
     encoder = TextEncoder(
         tokenizer=tokenizer,
         within=_within(source.path, layout, missing, bos) or tokenizer,
+        words=_words(source.path, layout, missing, bos),
         pad=pad,
         unk=unk,
         bos=bos,
@@ -146,6 +157,25 @@ def _within(
             step["prepend_scheme"] = "never"
             differs = True
     return _ready(path, layout, missing, bos) if differs else None
+
+
+def _words(
+    path: Path, layout: dict[str, Any], missing: Sequence[str], bos: str | None
+) -> Words | None:
+    """Where it is known how the tokenizer cuts text."""
+    found = cut(layout)
+    if found is None:
+        return None
+    pattern, space_first = found
+    whole = {"type": "ByteLevel", "use_regex": False}
+    whole |= {"add_prefix_space": False, "trim_offsets": True}
+    added = (token for token in layout["added_tokens"] if not token["special"])
+    return Words(
+        _ready(path, {**layout, "pre_tokenizer": whole}, missing, bos),
+        pattern,
+        space_first=space_first,
+        added=tuple(token["content"] for token in added),
+    )
 
 
 def _adapt_model(model: dict[str, Any], source: TokenizerSource) -> str | None:
