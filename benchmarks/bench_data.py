@@ -3,8 +3,9 @@ turns with its peers: prompt and reply one by one, as the textbook does, and dat
 
     python -m benchmarks.bench_data --conversations 1000000
 
-The tokenizer is SIMPLE_LLAMA_DATA's (a folder with seed_checkpoint/bpe_8k.json) where that variable
-is set, else one of 8,192 entries trained on the generated text.
+SIMPLE_LLAMA_DATA may name a folder with seed_checkpoint/bpe_8k.json, the tokenizer, and
+gsm8k_train.json, which is then encoded too. Without it the tokenizer has 8,192 entries and was
+trained on the generated text.
 """
 
 import argparse
@@ -33,6 +34,9 @@ CHARACTERS = 900
 """Of text in a conversation, about; with its keys it takes 1 KB."""
 
 
+Work = Callable[[], Any]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--conversations", type=int, default=100_000)
@@ -56,51 +60,70 @@ def main() -> None:
         seconds = run_stage("tokenize", work, number)
         tokens = json.loads((work / "reports/tokenize.json").read_text())["tokens"]
         print(f"  {tokens:,} tokens, {tokens / seconds:,.0f}/s")
-        compare(find_tokenizer(work, source), list(conversations(PEERS_SEE)))
+        tokenizer = find_tokenizer(work, source)
+        compare("generated", tokenizer, list(conversations(min(number, PEERS_SEE))))
+        if data := os.environ.get("SIMPLE_LLAMA_DATA"):
+            text = Path(data, "gsm8k_train.json").read_text(encoding="utf-8")
+            compare("GSM8K", tokenizer, json.loads(text))
 
 
-def compare(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Encoding alone, without files: each peer gives the same ids or fewer."""
+def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> None:
+    """Encoding alone, without files, all in this process: each peer gives the same ids or fewer."""
     from tokenizers import Tokenizer
 
     from simple_llama.data.prompt import ChatTokenizer
 
-    chat = ChatTokenizer.from_path(path, prompt_format="simple_llama", system_prompt=SYSTEM_PROMPT)
-    plain = Tokenizer.from_file(str(path))
     messages = [list(as_messages(row)) for row in rows]
     texts = [as_texts(row) for row in rows]
 
-    def ours() -> None:
-        for start in range(0, len(messages), 1024):
-            chat.encode(messages[start : start + 1024], "last_reply")
-
-    def one_by_one() -> None:
-        for prompt, reply in texts:
-            plain.encode(prompt)
-            plain.encode(reply)
-
-    contestants = {"ours": ours, "one by one": one_by_one}
-    if results.installed("datasets"):
-        contestants["datasets.map"] = mapped(plain, texts)
-    else:
-        print("datasets is not installed: left out")
-    tokens = sum(len(ids) for ids, _ in chat.encode(messages, "last_reply"))
-    print(f"encoding {len(rows):,} conversations, {tokens:,} tokens, medians of {ROUNDS} rounds")
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
-        for name, encode in contestants.items():
-            begin = time.perf_counter()
-            encode()
-            seconds[name].append(time.perf_counter() - begin)
-    for name, times in seconds.items():
-        ratios = [theirs / mine for theirs, mine in zip(times, seconds["ours"], strict=True)]
-        print(
-            f"  {name:<13}{tokens / statistics.median(times):>10,.0f} tok/s, ours / it "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    def ours() -> Work:
+        chat = ChatTokenizer.from_path(
+            path, prompt_format="simple_llama", system_prompt=SYSTEM_PROMPT
         )
+        batches = [messages[start : start + 1024] for start in range(0, len(messages), 1024)]
+        return lambda: [
+            len(ids) for batch in batches for ids, _ in chat.encode(batch, "last_reply")
+        ]
+
+    def one_by_one() -> Work:
+        plain = Tokenizer.from_file(str(path))
+        return lambda: [
+            len(plain.encode(prompt).ids) + len(plain.encode(reply).ids) for prompt, reply in texts
+        ]
+
+    contestants: dict[str, Callable[[], Work]] = {"ours": ours, "one by one": one_by_one}
+    if results.installed("datasets"):
+        contestants["datasets.map"] = lambda: mapped(Tokenizer.from_file(str(path)), texts)
+    tokens = sum(ours()())
+    print(
+        f"encoding {len(rows):,} conversations ({data}), {tokens:,} tokens, medians of {ROUNDS} "
+        f"rounds"
+    )
+    print(f"  {'':<14}{'tok/s':>10}{'of CPU':>10}{'ours / it':>11}{'(range)':>15}{'of CPU':>8}")
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, make in contestants.items():
+            encode = make()  # it has seen no text yet
+            begin = time.perf_counter(), time.process_time()
+            encode()
+            seconds[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+    for name, times in seconds.items():
+        speed, busy = (tokens / statistics.median(column) for column in zip(*times))
+        ratios = [theirs[0] / mine[0] for theirs, mine in zip(times, seconds["ours"])]
+        of_cpu = statistics.median(
+            theirs[1] / mine[1] for theirs, mine in zip(times, seconds["ours"])
+        )
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        print(
+            f"  {name:<14}{speed:>10,.0f}{busy:>10,.0f}{statistics.median(ratios):>11.2f}"
+            f"{spread:>15}{of_cpu:>8.2f}",
+            flush=True,
+        )
+    if "datasets.map" not in contestants:
+        print("  datasets is not installed: left out")
 
 
-def mapped(tokenizer: Any, texts: list[tuple[str, str]]) -> Callable[[], None]:
+def mapped(tokenizer: Any, texts: list[tuple[str, str]]) -> Work:
     """datasets.map with batches of the same texts and the same tokenizer."""
     import datasets
 

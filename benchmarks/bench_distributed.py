@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.results import section
 from simple_llama.data.batches import collate
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.config import ModelConfig
@@ -95,7 +96,8 @@ def measure(
 def main() -> None:
     # freed tensors go back at once, or glibc would keep about as much as is in use
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    with tempfile.TemporaryDirectory() as place:
+    command = "python -m benchmarks.bench_distributed"
+    with section("Several processes", command), tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model = Decoder(CONFIG)
         model.initialise(0)

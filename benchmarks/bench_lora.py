@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.results import section
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
@@ -73,7 +74,8 @@ def main() -> None:
         for rank, measured in results.items():
             done = subprocess.run([*command, str(rank)], capture_output=True, text=True, check=True)
             measured.append(json.loads(done.stdout.splitlines()[-1]))
-    report(results[0], results[arguments.rank], arguments.rank)
+    with section("Adapters", " ".join(["python -m benchmarks.bench_lora", *sys.argv[1:]])):
+        report(results[0], results[arguments.rank], arguments.rank)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
