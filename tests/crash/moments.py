@@ -55,6 +55,8 @@ def arm(settings: str) -> None:
     from simple_llama.training import gradients, loop, loss, optimizer, recorder, resume, stored
 
     _wanted.update(json.loads(settings))
+    # as on a terminal: what a shell starts in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _around(gradients, "summed_loss", "micro-batch")
     _around(optimizer.AdamW, "step", "update")
     _around(loop, "generate", "sampling")
