@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import section
-from simple_llama.model.config import ModelConfig
+from benchmarks.workload import SHAPE
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, describe, pick_device
 from simple_llama.model.generation import generate
@@ -55,22 +55,7 @@ def main() -> None:
 
 def make_model() -> Decoder:
     """9.0M parameters: the shape of the training benchmark."""
-    config = ModelConfig(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        head_dim=32,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-5,
-        rope_theta=1e4,
-        tie_word_embeddings=False,
-        attention_bias=False,
-        mlp_bias=False,
-    )
-    model = Decoder(config)
+    model = Decoder(SHAPE)
     model.initialise(0)
     return model.eval()
 
