@@ -40,7 +40,7 @@ from simple_llama.training.loop import plan_training, report, train
 from simple_llama.training.observer import Diverged, Snapshot, TrainingData, TrainResult
 from simple_llama.training.optimizer import trained
 from simple_llama.training.recorder import Recorder, keep_for_inspection, load_state
-from simple_llama.training.resume import RESUME, ResumeFolder, key_lock, resume_key
+from simple_llama.training.resume import RESUME, ResumeFolder, Start, key_lock, resume_key
 from simple_llama.training.stored import write_tensors
 from simple_llama.training.tuning import ADAPTER, MODEL, tuning_of
 
@@ -108,22 +108,28 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         snapshot = ranks.told(state.snapshot if state else None)
         source = all_params.section(PrepareParams).ft_json_path
         data_digest = digest(_files(Path(source)))
-        threads = ranks.told(torch.get_num_threads())
+        new = Start(
+            run=dataclasses.asdict(tracking.Identity.new()),
+            ranks=ranks.of,
+            threads=torch.get_num_threads(),
+        )
+        start = folder.started(new)
+        torch.set_num_threads(ranks.told(start.threads))
         tracked = without(all_params, EvaluateParams)
-        if state:  # the run holds it, and as many ranks may now be on other machines
+        if start is not new:  # the run holds it, and as many ranks may now be on other machines
             del tracked["num_devices"]
         with tracking.training_run(
             all_params.section(TrackingParams),
             params=tracked,
             tags={
                 **machine,
-                "torch_threads": str(threads),
+                "torch_threads": str(start.threads),
                 "ranks": str(ranks.of),
                 "digest.data": data_digest,
                 **digests,
             },
             dataset=_dataset(source, data_digest, data),
-            identity=tracking.Identity(**state.identity) if state else None,
+            identity=tracking.Identity(**start.run),
         ) as run:
             recorder = Recorder(tokenizer, tuning.save, run, folder, params.ckpt_epochs, state)
             try:

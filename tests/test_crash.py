@@ -39,6 +39,19 @@ def test_without_its_resume_state_a_training_says_so_and_the_next_starts_afresh(
 
 
 @pytest.mark.slow
+def test_killed_before_its_first_state_a_training_keeps_its_run(campaign: Campaign) -> None:
+    project = campaign.copy("early")
+    mark = str(campaign.folder / "mark")
+    early = hook(moment="after validation", number=1, victim="stage", mark=mark)
+    project.run(*COMMAND, fails=True, env=early)
+    project.run(*COMMAND)
+    found, resumed = fingerprint(project)
+    assert resumed == 0
+    assert found == campaign.expected
+    shutil.rmtree(project.root)
+
+
+@pytest.mark.slow
 def test_a_killed_experiment_continues_when_it_is_run_again(campaign: Campaign) -> None:
     """In another of DVC's temporary folders: the state is kept by what is trained, not where."""
     project = campaign.copy("experiment")

@@ -20,7 +20,7 @@ from simple_llama.training.curves import Curves
 from simple_llama.training.loop import train
 from simple_llama.training.observer import Diverged, Progress, Snapshot
 from simple_llama.training.recorder import keep_for_inspection, load_state
-from simple_llama.training.resume import Damaged, ResumeFolder, forget, key_lock, resume_key
+from simple_llama.training.resume import Damaged, ResumeFolder, Start, forget, key_lock, resume_key
 from simple_llama.training.tuning import tuning_of
 from tests.test_training import Listener, data, new_model, params
 
@@ -92,6 +92,9 @@ def test_the_snapshot_of_another_model_is_refused() -> None:
         train(new_model(), data(), params(max_steps=2), Listener(), broken)
 
 
+START = Start(run={"local_id": "abc", "started": 5}, ranks=1, threads=2)
+
+
 def best_model(folder: ResumeFolder, step: int) -> None:
     folder.best(step).mkdir(parents=True)
     save_file({"a": torch.full((3,), float(step))}, folder.best(step) / "model.safetensors")
@@ -107,11 +110,8 @@ def about(step: int, best: int = 0) -> dict[str, Any]:
     return {
         "progress": dataclasses.asdict(progress(step, best)),
         "samples": [{"step": 1, "reply": "ä"}],
-        "identity": {"local_id": "abc", "started": 5},
         "resumed": [3],
-        "threads": torch.get_num_threads(),
         "curves": Curves().values,
-        "ranks": 1,
     }
 
 
@@ -119,6 +119,7 @@ def about(step: int, best: int = 0) -> dict[str, Any]:
 def folder(tmp_path: Path) -> ResumeFolder:
     """A state after step 7 whose best model is that of step 6."""
     folder = ResumeFolder(tmp_path / ".resume" / "key", interval=0.0)
+    folder.started(START)
     curves = Curves()
     curves.add("val", step=6, val_loss=0.1 + 0.2, timestamp=1_700_000_000_123)
     best_model(folder, 3)
@@ -138,16 +139,40 @@ def test_what_is_loaded_is_what_was_saved_last(folder: ResumeFolder) -> None:
         {"step": 6, "val_loss": 0.1 + 0.2, "timestamp": 1_700_000_000_123}
     ]
     assert state.curves.rows["train"] == []
-    assert (state.samples, state.identity, state.resumed) == (
-        [{"step": 1, "reply": "ä"}],
-        {"local_id": "abc", "started": 5},
-        [3],
-    )
+    assert (state.samples, state.resumed) == ([{"step": 1, "reply": "ä"}], [3])
     kept = {path.name for path in folder.folder.iterdir()}
-    assert kept == {"state.json", "state-7.safetensors", "best-6"}, "older ones are gone"
+    assert kept == {"start.json", "state.json", "state-7.safetensors", "best-6"}, "no older ones"
 
 
-@pytest.mark.parametrize("name", ["state.json", "state-7.safetensors", "best-6/model.safetensors"])
+def test_a_training_keeps_its_run_from_before_its_first_state_on(tmp_path: Path) -> None:
+    folder = ResumeFolder(tmp_path / "key", interval=0.0)
+    assert load_state(folder) is None
+    assert folder.started(START) is START
+    (folder.folder / "epoch-01").mkdir()
+    best_model(folder, 3)
+    (folder.folder / ".state.json.tmp").write_bytes(b"{")
+    assert load_state(folder) is None
+    assert [path.name for path in folder.folder.iterdir()] == ["start.json"]
+    other = dataclasses.replace(START, run={"local_id": "def"})
+    assert folder.started(other) == START
+    several = dataclasses.replace(other, ranks=2)
+    assert folder.started(several) is several, "its results will be others"
+    assert folder.started(other) is other
+
+
+def test_a_start_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
+    folder = ResumeFolder(tmp_path / "key", interval=0.0)
+    folder.started(START)
+    for content in ("", "[]", "{}", '{"run": 1}'):
+        (folder.folder / "start.json").write_text(content)
+        assert folder.started(START) is START
+        assert folder.started(dataclasses.replace(START, run={})) == START
+
+
+FILES = ["start.json", "state.json", "state-7.safetensors", "best-6/model.safetensors"]
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["half", "flip", "gone", "empty"])
 def test_a_damaged_state_is_one_line_and_a_fresh_start(
     folder: ResumeFolder, name: str, damage: str, capsys: pytest.CaptureFixture[str]
@@ -165,16 +190,17 @@ def test_a_damaged_state_is_one_line_and_a_fresh_start(
         path.write_bytes(b"")
     if (name, damage) == ("state.json", "gone"):
         assert load_state(folder) is None, "that is how a training looks before its first state"
-    elif (name, damage) == ("state.json", "flip"):
+        assert [path.name for path in folder.folder.iterdir()] == ["start.json"]
+        return
+    if damage == "flip" and name.endswith(".json"):
         # the flipped byte may stand where nothing depends on it
         load_state(folder)
         return
-    else:
-        with pytest.raises(Damaged):
-            folder.load()
-        assert load_state(folder) is None
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "the resume state is damaged, training starts from the beginning" in line
+    with pytest.raises(Damaged):
+        folder.load()
+    assert load_state(folder) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the resume state is damaged, training starts from the beginning" in line
     assert not folder.folder.exists()
 
 

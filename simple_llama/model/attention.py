@@ -124,7 +124,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, fused: bool)
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
     else:
         causal = mask is None
-        if causal and fused and kernels.runs_here(q):
+        if causal and fused and kernels.runs_here(q) and k.shape[2] <= kernels.LONGEST:
             return kernels.causal_attention(q, k, v)
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from simple_llama.params import TrackingParams
 from simple_llama.tracking import origin
@@ -44,6 +44,10 @@ class Identity:
     """The id it had before the store gave it one."""
     started: int
     """Milliseconds since 1970."""
+
+    @classmethod
+    def new(cls) -> Self:
+        return cls(local_id=uuid.uuid4().hex, started=milliseconds())
 
 
 class Terminated(SystemExit):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -35,8 +34,6 @@ METRICS = {
 class Tracker(Protocol):
     """What a Recorder tells of the training; a tracking.Run is one."""
 
-    @property
-    def identity(self) -> Any: ...
     def log(
         self, step: int, metrics: Mapping[str, float], timestamp: int | None = None
     ) -> None: ...
@@ -51,8 +48,6 @@ class State:
     snapshot: Snapshot
     curves: Curves
     samples: list[dict[str, Any]]
-    identity: dict[str, Any]
-    """Of its tracked run."""
     resumed: list[int]
     """The steps after which it was continued before."""
 
@@ -65,17 +60,15 @@ def load_state(folder: ResumeFolder) -> State | None:
     try:
         loaded = folder.load()
         if loaded is None:
-            folder.remove()  # of a training that was killed before its first state
+            folder.restart()
             return None
         path, about = loaded
         state = State(
             snapshot=read_snapshot(Progress(**about["progress"]), path, folder.ranks),
             curves=Curves(about["curves"]),
             samples=about["samples"],
-            identity=about["identity"],
             resumed=about["resumed"],
         )
-        torch.set_num_threads(about["threads"])
     except OtherRanks:
         raise
     except (Damaged, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -171,10 +164,7 @@ class Recorder(Console):
             "progress": dataclasses.asdict(now.progress),
             "curves": self.curves.values,
             "samples": self.samples,
-            "identity": dataclasses.asdict(self.tracker.identity),
             "resumed": self.resumed,
-            "threads": torch.get_num_threads(),
-            "ranks": self.folder.ranks.of,
         }
         self.folder.save(now.tensors, about, step=now.progress.step, best=now.progress.best_step)
         self.saving_seconds += time.perf_counter() - started

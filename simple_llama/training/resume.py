@@ -1,6 +1,7 @@
 """What a killed training continues from, exactly: its state on disk.
 
     <main root>/.resume/<key>/
+        start.json             its MLflow run, ranks and threads, from before the first step on
         state.json             step, progress and what else is below; written last, so it decides
         state-120.safetensors  weights and AdamW's moments after step 120; state-120/ of ranks
         best-96/               the best model so far, a model folder or an adapter's
@@ -11,10 +12,12 @@ The key is a hash of all that the result depends on, so no other training can ev
 Order and dropout are functions of (seed, step): no random state has to be kept.
 """
 
+import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from simple_llama.errors import InputError
-from simple_llama.files import atomic_path, atomic_write, digest, read_json
+from simple_llama.files import atomic_path, atomic_write, digest, read_json, write_json
 from simple_llama.process import LOCKS, try_lock
 from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.stored import write_tensors
@@ -61,6 +64,17 @@ class OtherRanks(InputError):
     """A resume state of another number of ranks, which do not add in the same order."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What stays the same of a training however often it is continued."""
+
+    run: dict[str, Any]
+    """What identifies its tracked run."""
+    ranks: int
+    threads: int
+    """Of PyTorch: others would add in another order."""
+
+
 class ResumeFolder:
     """One training's folder under .resume; rank 0, which has it, holds its lock."""
 
@@ -68,8 +82,20 @@ class ResumeFolder:
         self.folder = folder
         self.interval = interval
         self.ranks = ranks
+        self._start = folder / "start.json"
         self._state = folder / "state.json"
         self._due = time.monotonic() + interval
+
+    def started(self, new: Start) -> Start:
+        """How this training was started: as kept here, else the new one, which is kept."""
+        try:
+            known = Start(**read_json(self._start))
+        except (OSError, TypeError, ValueError):
+            known = None
+        if known is not None and known.ranks == new.ranks:
+            return known
+        write_json(self._start, dataclasses.asdict(new))
+        return new
 
     def best(self, step: int) -> Path:
         """Where the model that was the best after this step belongs."""
@@ -114,7 +140,7 @@ class ResumeFolder:
             file.write(json.dumps({"step": step, "digests": digests, "about": about}).encode())
         for old in [*self.folder.glob("state-*"), *self.folder.glob("best-*")]:
             if old not in (path, self.best(best)):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+                _remove(old)
         now = time.monotonic()
         self._due = now + max(self.interval, (now - began) / SHARE)
 
@@ -135,11 +161,11 @@ class ResumeFolder:
         if not self._state.exists():
             return None
         try:
-            state = read_json(self._state)
+            state, start = read_json(self._state), Start(**read_json(self._start))
             about, path = dict(state["about"]), self._tensors(int(state["step"]))
-            if about["ranks"] != self.ranks.of:
+            if start.ranks != self.ranks.of:
                 raise OtherRanks(
-                    f"this training was begun by {about['ranks']} ranks and is continued by "
+                    f"this training was begun by {start.ranks} ranks and is continued by "
                     f"{self.ranks.of}: wanted as many, or no {self.folder} to start afresh"
                 )
             if not any(Path(name).is_relative_to(path.name) for name in state["digests"]):
@@ -159,8 +185,19 @@ class ResumeFolder:
         """All outs stand. DVC has yet to save them, so the state stays until evaluate starts."""
         (self.folder / "published").write_text(run_id, encoding="utf-8")
 
+    def restart(self) -> None:
+        """Remove what a training left that was stopped before its first state, but how it was
+        started: it has a tracked run."""
+        for path in self.folder.glob("*"):
+            if path != self._start:
+                _remove(path)
+
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def forget(root: Path, run_id: str) -> None:
