@@ -53,6 +53,8 @@ def test_loss_and_gradients_of_a_model(
         return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
     mine = compute()
+    monkeypatch.setattr(kernels, "LONGEST", 3)
+    assert largest_difference(mine, compute()) < 1e-5
     monkeypatch.setattr(kernels, "runs_here", lambda x: False)
     assert largest_difference(mine, compute()) < 1e-5
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LONGEST = 1024
-"""Keys, beyond which attention's weights, kept for the backward pass, are not worth their memory:
-PyTorch's own kernel computes them again."""
+LONGEST = 512
+"""Keys: beyond them attention's weights, kept for the backward pass, cost more time than to compute
+them again, as PyTorch's own kernel does."""
 QUERIES = 128
 """Whose scores are computed at once: keys that none of them may see are left out."""
 SCORES = 2**20
