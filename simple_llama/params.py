@@ -78,7 +78,7 @@ class ExecutionParams:
     device: str
     precision: Literal["auto", "bf16", "fp32"]
     micro_batch_tokens: int
-    """Padded tokens in one forward pass, at most (but at least one example)."""
+    """Tokens in one forward pass, padding included, at most (but at least one example)."""
     use_flash_attention: bool
     num_devices: int | Literal["auto"]
     """Of this machine; auto: all its GPUs that `device` allows, or one CPU."""
@@ -141,6 +141,8 @@ class TrainParams(ExecutionParams):
     sample_temperature: float
     model_gen_multiplier: float
     dynamic_padding: bool
+    packing: bool
+    """Whether a micro-batch is one row of examples without padding."""
     enable_compilation: bool
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
@@ -188,6 +190,12 @@ class TrainParams(ExecutionParams):
             "enable_compilation",
             self.enable_compilation,
             "false with shard: full, whose blocks are gathered between the compiled parts",
+        )
+        _require(
+            self.dynamic_padding or not self.packing,
+            "packing",
+            self.packing,
+            "false with dynamic_padding: false: one pads to max_seq_len, the other not at all",
         )
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")

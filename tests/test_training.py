@@ -504,7 +504,7 @@ def test_a_loss_that_leaps_stops_before_the_update(monkeypatch: pytest.MonkeyPat
 
 def test_compilation_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_(model: Decoder, **_: object) -> object:
-        def broken(*_: object) -> None:
+        def broken(*_: object, **__: object) -> None:
             raise RuntimeError("no compiler\nsecond line")
 
         return broken

@@ -29,6 +29,7 @@ from simple_llama.model.attention import KVCache
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
+from simple_llama.model.packing import Packed
 from simple_llama.params import Params, TokenizeParams, TrainParams
 from simple_llama.training import loss
 from tests.test_model import random_model
@@ -39,6 +40,7 @@ ALL = [
     "micro-batching keeps the loss",
     "micro-batching keeps the gradient",
     "padding keeps the loss",
+    "packing keeps the loss",
     "training prompt = inference prompt",
     "evaluation keeps the random state",
     "evaluation keeps train and eval mode",
@@ -96,7 +98,7 @@ def test_every_check_holds_on_a_sound_pipeline(subject: Subject) -> None:
     assert [check.name for check in results] == ALL
     assert [str(check) for check in results if not check.holds] == []
     assert len({str(check).index("tolerance") for check in results}) == 1, "lines are aligned"
-    assert results[3].unit == "of 9 prompts"
+    assert results[4].unit == "of 9 prompts"
     assert not subject.model.training
     assert all(parameter.grad is None for parameter in subject.model.parameters())
 
@@ -177,6 +179,15 @@ def test_padding_that_is_attended_to_shows(
     assert ALL[2] in failed(subject)
 
 
+def test_packed_examples_that_see_others_show(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Packed, "mask", lambda self, length: torch.ones(length, length, dtype=torch.bool).tril()
+    )
+    assert failed(subject) == {ALL[3]}
+
+
 ANOTHER_NEWLINE = replace(
     FORMATS["simple_llama"],
     reply=replace(FORMATS["simple_llama"].reply, joiner=("\n\n",)),
@@ -188,8 +199,8 @@ def test_another_newline_in_the_prompt_shows(
 ) -> None:
     monkeypatch.setattr(subject.tokenizer, "_format", ANOTHER_NEWLINE)
     results = {check.name: check for check in checks(subject)}
-    assert [name for name, check in results.items() if not check.holds] == [ALL[3]]
-    assert results[ALL[3]].difference == 9
+    assert [name for name, check in results.items() if not check.holds] == [ALL[4]]
+    assert results[ALL[4]].difference == 9
 
 
 def draw_from_torch(_: Decoder) -> None:
@@ -212,10 +223,10 @@ def stay_in_eval_mode(model: Decoder) -> None:
 @pytest.mark.parametrize(
     ("trace", "name"),
     [
-        (draw_from_torch, ALL[4]),
-        (draw_from_numpy, ALL[4]),
-        (draw_from_python, ALL[4]),
-        (stay_in_eval_mode, ALL[5]),
+        (draw_from_torch, ALL[5]),
+        (draw_from_numpy, ALL[5]),
+        (draw_from_python, ALL[5]),
+        (stay_in_eval_mode, ALL[6]),
     ],
 )
 def test_a_trace_of_the_evaluation_shows(
@@ -261,7 +272,7 @@ def test_a_cache_that_forgets_positions_shows(
         "rotary_angles",
         lambda positions, frequencies: angles(positions - positions[:, :1], frequencies),
     )
-    assert failed(subject) == {ALL[6], ALL[7]}
+    assert failed(subject) == {ALL[7], ALL[8]}
 
 
 def test_a_cache_that_shows_left_padding_shows(
@@ -273,7 +284,7 @@ def test_a_cache_that_shows_left_padding_shows(
         return mask(KVCache(torch.zeros_like(self.padding), 0) if self.length == 0 else self, new)
 
     monkeypatch.setattr(KVCache, "mask", without_padding)
-    assert failed(subject) == {ALL[7]}
+    assert failed(subject) == {ALL[8]}
 
 
 def test_a_batch_that_keeps_the_wrong_rows_shows(
@@ -281,7 +292,7 @@ def test_a_batch_that_keeps_the_wrong_rows_shows(
 ) -> None:
     keep = KVCache.keep
     monkeypatch.setattr(KVCache, "keep", lambda self, rows: keep(self, rows - rows.min()))
-    assert failed(subject) == {ALL[7]}
+    assert failed(subject) == {ALL[8]}
 
 
 def test_saving_in_bfloat16_shows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +302,7 @@ def test_saving_in_bfloat16_shows(subject: Subject, monkeypatch: pytest.MonkeyPa
         "_state",
         lambda model: {key: value.bfloat16() for key, value in state(model).items()},
     )
-    assert failed(subject) == {ALL[8], ALL[9]}
+    assert failed(subject) == {ALL[9], ALL[10]}
 
 
 def test_saving_another_config_shows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +314,7 @@ def test_saving_another_config_shows(subject: Subject, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(folder, "config_json", without_theta)
     model = random_model(vocab_size=subject.tokenizer.vocab_size, rope_theta=500.0)
-    assert failed(replace(subject, model=model)) == {ALL[9]}
+    assert failed(replace(subject, model=model)) == {ALL[10]}
 
 
 @pytest.fixture
@@ -355,7 +366,7 @@ def test_the_command_prints_a_line_a_check_and_writes_nothing(
     assert first.startswith("base on cpu, ") and first.endswith(", fp32")
     assert [line.split("  ")[0] for line in lines] == ALL
     assert all(line.endswith("  ok") for line in lines)
-    assert "of 9 prompts" in lines[3]
+    assert "of 9 prompts" in lines[4]
     assert files(project) == before
 
 
@@ -374,7 +385,7 @@ def test_a_failed_check_is_one_line_and_exit_code_1(
     monkeypatch.setitem(FORMATS, "simple_llama", ANOTHER_NEWLINE)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == "error: 1 of 10 checks failed: training prompt = inference prompt"
+    assert stopped.value.code == "error: 1 of 11 checks failed: training prompt = inference prompt"
     assert capsys.readouterr().out.count("FAILED") == 1
 
 

@@ -6,7 +6,7 @@ whichever of several processes computes them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -86,15 +86,16 @@ class Rank:
 ALONE = Rank()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Examples computed at once. B rows, T inputs each, S supervised targets in all.
+    """E examples computed at once. B rows, T inputs each, S supervised targets in all.
 
         example   <SOT> ... <SOA> 4 2 <EOA>       mask    . ... . x x x
         inputs    <SOT> ... <SOA> 4 2             targets     4 2 <EOA>
         positions               ^ ^ ^             of the inputs that predict them
 
-    Padding stands on the right, where causal attention keeps it from the real tokens.
+    Either each example is a row, with padding on the right, where causal attention keeps it from
+    the real tokens; or they are packed end to end in one row without any.
     """
 
     ids: Tensor
@@ -104,33 +105,51 @@ class MicroBatch:
     targets: Tensor
     """(S,) int64: those next tokens."""
     rows: Indices
-    """(S,): the row of each target."""
+    """(S,): the place of each target's example among `examples`."""
     examples: Indices
-    """(B,): which examples these are."""
+    """(E,): which examples these are."""
+    longest: int
+    """Inputs of the longest example."""
+    offsets: Tensor | None
+    """(E + 1,) int32: where in the row each packed example begins, then T; None: not packed."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(
-            self.ids.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.rows,
-            self.examples,
+        offsets = self.offsets
+        return replace(
+            self,
+            ids=self.ids.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            offsets=None if offsets is None else offsets.to(device, non_blocking=True),
         )
 
 
-def cut(lengths: Indices, examples: Indices, budget: int, pad_to: int | None) -> list[Indices]:
-    """Micro-batches of at most `budget` padded tokens each, or a single example.
+def cut(
+    lengths: Indices,
+    examples: Indices,
+    budget: int,
+    pad_to: int | None,
+    *,
+    packing: bool = False,
+) -> list[Indices]:
+    """Micro-batches of at most `budget` tokens each, padding included, or a single example.
 
     Examples are sorted by length, longest first, so that little is padding and memory that does
     not suffice shows at once. `lengths` are those of all examples; pad_to pads each to that many
-    tokens.
+    tokens; packing pads none.
     """
     order = examples[np.argsort(-lengths[examples], kind="stable")]
+    ends = np.cumsum(lengths[order])
     batches = []
     start = 0
     while start < len(order):
-        width = max(int(lengths[order[start]]), pad_to or 0)
-        size = max(1, budget // width)
+        longest = int(lengths[order[start]])
+        if packing:
+            most = int(ends[start]) - longest + budget
+            size = int(np.searchsorted(ends, most, side="right")) - start
+        else:
+            size = budget // max(longest, pad_to or 0)
+        size = max(1, size)
         batches.append(order[start : start + size])
         start += size
     return batches
@@ -152,26 +171,43 @@ def supervised_tokens(tokens: Tokens, examples: Indices) -> int:
     return sum(int(np.count_nonzero(tokens.mask[first:end])) for first, end in spans)
 
 
-def collate(tokens: Tokens, examples: Indices, pad_id: int, pad_to: int | None) -> MicroBatch:
-    """Examples as one padded micro-batch; without any, one input that predicts nothing."""
-    if not len(examples):
-        none = torch.zeros(0, dtype=torch.int64)
-        return MicroBatch(torch.full((1, 1), pad_id), none, none, examples, examples)
-    lengths = tokens.lengths[examples]
-    width = max(int(lengths.max()), pad_to or 0) - 1  # the last token is never an input
-    ids = np.full((len(examples), width + 1), pad_id, np.int64)
-    mask = np.zeros((len(examples), width + 1), bool)
-    for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+def collate(
+    tokens: Tokens,
+    examples: Indices,
+    pad_id: int,
+    pad_to: int | None,
+    *,
+    packing: bool = False,
+) -> MicroBatch:
+    """Examples as one micro-batch, padded or packed; without any, one input that predicts
+    nothing."""
+    lengths = tokens.lengths[examples] - 1  # the last token is never an input
+    longest = int(lengths.max(initial=1))
+    if packing:
+        shape = (1, max(1, int(lengths.sum())))
+        begins = np.cumsum(lengths) - lengths
+    else:
+        width = max(longest, (pad_to or 0) - 1) if len(examples) else 1
+        shape = (max(1, len(examples)), width)
+        begins = np.arange(len(examples)) * width
+    ids = np.full(shape, pad_id, np.int64)
+    places, rows, targets = ([np.zeros(0, np.int64)] for _ in range(3))
+    for row, (example, begin, length) in enumerate(zip(examples, begins, lengths, strict=True)):
         start = tokens.starts[example]
-        ids[row, :length] = tokens.ids[start : start + length]
-        mask[row, :length] = tokens.mask[start : start + length]
-    rows, places = np.nonzero(mask[:, 1:])
+        own = tokens.ids[start : start + length + 1].astype(np.int64)
+        supervised = np.flatnonzero(tokens.mask[start + 1 : start + length + 1])
+        ids.flat[begin : begin + length] = own[:-1]
+        places.append(begin + supervised)
+        targets.append(own[1:][supervised])
+        rows.append(np.full(len(supervised), row))
     return MicroBatch(
-        torch.from_numpy(ids[:, :-1].copy()),
-        torch.from_numpy(rows * width + places),
-        torch.from_numpy(ids[rows, places + 1]),
-        rows,
-        examples,
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(np.concatenate(places)),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        rows=np.concatenate(rows),
+        examples=examples,
+        longest=longest,
+        offsets=torch.from_numpy(np.append(begins, shape[1]).astype(np.int32)) if packing else None,
     )
 
 
@@ -182,13 +218,18 @@ def micro_batches(
     budget: int,
     pad_id: int,
     pad_to: int | None = None,
+    packing: bool = False,
     rank: Rank = ALONE,
 ) -> Iterator[MicroBatch]:
-    """The examples, cut and padded: those that fall to this rank."""
-    groups = cut(tokens.lengths, examples, budget, pad_to)
-    costs = [len(group) * max(int(tokens.lengths[group[0]]), pad_to or 0) for group in groups]
+    """The examples, cut and padded or packed: those that fall to this rank."""
+    lengths = tokens.lengths
+    groups = cut(lengths, examples, budget, pad_to, packing=packing)
+    costs = [
+        int(lengths[group].sum()) if packing else len(group) * max(lengths[group[0]], pad_to or 0)
+        for group in groups
+    ]
     for group in rank.share(groups, costs):
-        yield collate(tokens, group, pad_id, pad_to)
+        yield collate(tokens, group, pad_id, pad_to, packing=packing)
 
 
 def split_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:

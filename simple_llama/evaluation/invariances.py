@@ -120,6 +120,28 @@ def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: Tr
     )
 
 
+def packing(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams) -> Check:
+    """A step's loss, padded and with several examples end to end in one row."""
+    examples = first_step(tokens, params)
+    several = max(params.micro_batch_tokens, 2 * int(tokens.lengths[examples].max()))
+    losses = []
+    for packed in (False, True):
+        batches = micro_batches(
+            tokens,
+            examples,
+            budget=several,
+            pad_id=tokenizer.pad_id,
+            packing=packed,
+        )
+        losses.append(_mean_loss(model, list(batches)))
+    return Check(
+        name="packing keeps the loss",
+        difference=float(np.ptp(losses)),
+        unit="nats per token",
+        tolerance=LOSS_TOLERANCE,
+    )
+
+
 def first_step(tokens: Tokens, params: TrainParams) -> Indices:
     """The examples of the first optimizer step, or so many of them as make one batch."""
     trained = min(len(tokens), params.max_train_examples or len(tokens))

@@ -110,6 +110,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     prompts = invariances.some_prompts(subject.val, model.config.max_length)
     yield from invariances.micro_batching(model, subject.train, tokenizer, params)
     yield invariances.padding(model, subject.train, tokenizer, params)
+    yield invariances.packing(model, subject.train, tokenizer, params)
     yield invariances.prompt_identity(subject.val, tokenizer, subject.conversations)
     yield from invariances.evaluation(model, subject.val, tokenizer, params)
     yield invariances.cached_generation(model, prompts, tokenizer)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simple_llama.model import kernels
+from simple_llama.model import kernels, packing
 from simple_llama.model.config import ModelConfig
+from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotate
 
 
@@ -101,7 +102,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        mask: Tensor | None,
+        mask: Tensor | Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, K)
@@ -114,10 +115,15 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, fused: bool) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Packed | None, *, fused: bool) -> Tensor:
     """(B, H, T, K) of queries like it over keys and values (B, G, S, K), each shared by H / G
-    query heads. Without a mask the last query sees everything, the others are causal."""
+    query heads. Without a mask the last query sees everything, the others are causal; packed, an
+    example's see that example only."""
     B, H, T, K = q.shape
+    if isinstance(mask, Packed):
+        if fused and packing.runs_here(q, v):
+            return packing.packed_attention(q, k, v, mask)
+        mask = mask.mask(T)
     share = H // k.shape[1]
     if T == 1:
         causal = False

@@ -13,6 +13,7 @@ from simple_llama.model.attention import Attention, KVCache
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm, add_dropped
 from simple_llama.model.mla import LatentAttention
+from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotary_angles, rotary_frequencies
 
 
@@ -47,7 +48,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        mask: Tensor | None,
+        mask: Tensor | Packed | None,
     ) -> Tensor:
         x = self._add(x, self.self_attn(self.input_layernorm(x), rotary, cache, mask))
         return self._add(x, self.mlp(self.post_attention_layernorm(x)))
@@ -85,11 +86,16 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Hidden states (B, T, D) of ids (B, T); with a cache, ids continue what it holds."""
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, *, packed: Packed | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, D) of ids (B, T); with a cache, ids continue what it holds; packed,
+        the one row's examples are each computed as if alone."""
         T = ids.shape[1]
         positions = torch.arange(T, device=ids.device)[None]  # (1, T)
-        mask = None
+        mask: Tensor | Packed | None = None
+        if packed is not None:
+            positions, mask = packed.positions(T)[None], packed
         if cache is not None:
             positions = (positions + cache.length - cache.padding[:, None]).clamp_min(0)  # (B, T)
             mask = cache.mask(T)

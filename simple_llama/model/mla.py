@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from simple_llama.model.attention import KVCache, attend
 from simple_llama.model.config import ModelConfig
+from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotate
 
 
@@ -50,7 +51,7 @@ class LatentAttention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        mask: Tensor | None,
+        mask: Tensor | Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
         nope, rank = self.shape.qk_nope_head_dim, self.shape.kv_lora_rank

@@ -42,7 +42,7 @@ class Gradients:
         self.progress, self.observer, self.ranks = progress, observer, ranks
         self.averager = Averager(model, ranks)
         self.device = next(model.parameters()).device
-        self.forward: Callable[[Tensor], Tensor] = model
+        self.forward: Callable[..., Tensor] = model
 
     def compute(self, examples: Indices, seed: int) -> tuple[float, int]:
         """Loss (nats per supervised token) and supervised tokens of all ranks; the gradients stand
@@ -84,6 +84,7 @@ class Gradients:
             budget=self._budget(examples),
             pad_id=self.data.pad_id,
             pad_to=self._pad_to,
+            packing=self.params.packing,
             rank=rank,
         )
         return list(batches)

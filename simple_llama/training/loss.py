@@ -17,12 +17,13 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.kernels import summed_cross_entropy
+from simple_llama.model.packing import Packed
 from simple_llama.model.sharding import at_rest
 from simple_llama.training.distributed import ALONE, Ranks
 
 
 def summed_loss(
-    model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
+    model: Decoder, batch: MicroBatch, forward: Callable[..., Tensor] | None = None
 ) -> Tensor:
     """Cross-entropy in nats, summed over the batch's supervised tokens.
 
@@ -33,10 +34,11 @@ def summed_loss(
 
 
 def _supervised(
-    model: Decoder, batch: MicroBatch, forward: Callable[[Tensor], Tensor] | None = None
+    model: Decoder, batch: MicroBatch, forward: Callable[..., Tensor] | None = None
 ) -> Tensor:
     """Hidden states (S, D) at the positions that predict a supervised token, and nowhere else."""
-    hidden = (model if forward is None else forward)(batch.ids)  # (B, T, D)
+    packed = None if batch.offsets is None else Packed(batch.offsets, batch.longest)
+    hidden = (model if forward is None else forward)(batch.ids, packed=packed)  # (B, T, D)
     return hidden.flatten(0, 1)[batch.positions]
 
 

@@ -208,7 +208,8 @@ def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolde
     batches = {
         f"{i}.{name}": getattr(batch, name)
         for i, batch in enumerate(error.batches)
-        for name in ("ids", "positions", "targets")
+        for name in ("ids", "positions", "targets", "offsets")
+        if getattr(batch, name) is not None
     }
     with atomic_path(kept) as temporary:
         temporary.mkdir()

@@ -1,0 +1,85 @@
+"""Attention over examples that stand end to end in one row, without padding between them.
+
+Shapes as in attention.py; N tokens in the row, E examples.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WIDEST = 256
+"""Of a head, in PyTorch's variable-length attention; widths are multiples of EVEN there."""
+EVEN = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where the examples of a row begin and end.
+
+    offsets 0 3 5:    x . . . .
+                      x x . . .        (x seen, . hidden)
+                      x x x . .
+                      . . . x .
+                      . . . x x
+    """
+
+    offsets: Tensor
+    """(E + 1,) int32: where each example begins, then N."""
+    longest: int
+    """Tokens of the longest example."""
+
+    def positions(self, length: int) -> Tensor:
+        """Of each of the `length` (N) tokens in its own example, (N,)."""
+        places, examples = self._examples(length)
+        return places - self.offsets[examples]
+
+    def mask(self, length: int) -> Tensor:
+        """Which tokens each may see, (N, N) bool: those of its own example up to itself."""
+        places, examples = self._examples(length)
+        return (examples == examples[:, None]) & (places <= places[:, None])
+
+    def _examples(self, length: int) -> tuple[Tensor, Tensor]:
+        places = torch.arange(length, device=self.offsets.device, dtype=torch.int32)
+        return places, torch.bucketize(places, self.offsets[1:], right=True)
+
+
+def runs_here(q: Tensor, v: Tensor) -> bool:
+    """Whether `packed_attention` computes queries and values of this type, width and device."""
+    return (
+        q.device.type == "cuda"
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and max(q.shape[-1], v.shape[-1]) <= WIDEST
+        and torch.cuda.get_device_properties(q.device).major >= 8  # unlike others, compiles
+    )
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v of each example alone, causal, without computing what is hidden:
+    q (1, H, N, K), k (1, G, N, K) and v (1, G, N, W); (1, H, N, W)."""
+    # the module imports PyTorch's compiler: seconds
+    from torch.nn.attention.varlen import varlen_attn
+
+    heads = q.shape[1]
+    width = -(-max(q.shape[-1], v.shape[-1]) // EVEN) * EVEN
+
+    def row(x: Tensor) -> Tensor:
+        """(N, H, width)"""
+        x = F.pad(x[0].transpose(0, 1), (0, width - x.shape[-1]))
+        return x.repeat_interleave(heads // x.shape[1], dim=1).contiguous()
+
+    out = varlen_attn(
+        row(q),
+        row(k),
+        row(v),
+        packed.offsets,
+        packed.offsets,
+        packed.longest,
+        packed.longest,
+        scale=1 / math.sqrt(q.shape[-1]),
+        window_size=(-1, 0),  # everything before, nothing after
+    )
+    assert isinstance(out, Tensor)
+    return out[..., : v.shape[-1]].transpose(0, 1)[None]
