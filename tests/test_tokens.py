@@ -116,6 +116,21 @@ def test_the_same_input_gives_the_same_bytes(prepared: Path, tiny_tokenizer: Pat
         assert (prepared / "one" / file).read_bytes() == (prepared / "two" / file).read_bytes()
 
 
+@pytest.mark.slow
+def test_on_several_cores_it_writes_the_same_bytes(
+    prepared: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = params(tiny_tokenizer, max_seq_len=200)
+    alone = tokenize(chosen, prepared, prepared / "one")
+    monkeypatch.setattr(module, "BATCH_EXAMPLES", 2)
+    monkeypatch.setattr(module, "WORTH", 0)
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    assert tokenize(chosen, prepared, prepared / "two") == alone
+    assert alone["dropped_too_long"] > 0
+    for name in ("train.safetensors", "val.safetensors", "dropped.jsonl"):
+        assert (prepared / "one" / name).read_bytes() == (prepared / "two" / name).read_bytes()
+
+
 def test_longer_than_max_seq_len_is_dropped_and_listed_but_not_equal(
     prepared: Path, tiny_tokenizer: Path
 ) -> None:

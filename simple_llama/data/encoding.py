@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simple_llama.data.examples import Example, read_examples
-from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.prompt import ChatTokenizer, EncodedBatch
 from simple_llama.data.tokens import DTYPES, FIELDS
+from simple_llama.data.workers import cores, in_order
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import TokenizeParams
@@ -24,6 +26,9 @@ from simple_llama.params import TokenizeParams
 SPLITS = ("train", "val")
 BATCH_EXAMPLES = 1024
 BATCH_CHARACTERS = 2**20
+WORTH = 2**25
+"""Bytes of prepared conversations from which on processes, which take a second to start, save
+time."""
 
 
 def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
@@ -97,28 +102,40 @@ class _Split:
         """Encode and spill; yields what is too long, with its length. InputError if all are."""
         row = 0
         shortest = math.inf
-        for batch in _batches(examples):
-            messages = [example.messages for example in batch]
-            encoded = self.tokenizer.encode(messages, params.supervise)
-            for example, (ids, mask) in zip(batch, encoded):
-                if len(ids) > params.max_seq_len:
-                    self.dropped += 1
-                    shortest = min(shortest, len(ids))
-                    yield example, len(ids)
-                else:
-                    self._spill(ids, mask, row)
-                row += 1
+        for batch, encoded in self._encoded(_batches(examples), params):
+            fits = encoded.lengths <= params.max_seq_len
+            for place in np.flatnonzero(~fits):
+                length = int(encoded.lengths[place])
+                self.dropped += 1
+                shortest = min(shortest, length)
+                yield batch[place], length
+            self._spill(encoded, fits, row)
+            row += len(batch)
         if not self.rows:
             raise InputError(
                 f"{self.source}: every one of its {row} examples is longer than max_seq_len "
                 f"({params.max_seq_len} tokens); the shortest has {shortest}"
             )
 
-    def _spill(self, ids: NDArray[np.uint32], mask: NDArray[np.bool_], row: int) -> None:
+    def _encoded(
+        self, batches: Iterable[list[Example]], params: TokenizeParams
+    ) -> Iterator[tuple[list[Example], EncodedBatch]]:
+        """Each batch with its ids, on all cores where that pays."""
+        processes = cores() if self.source.stat().st_size >= WORTH else 1
+        if processes > 1:
+            return in_order(batches, partial(_encoder, params), processes)
+        encode = partial(_encode, self.tokenizer, params)
+        return ((batch, encode(batch)) for batch in batches)
+
+    def _spill(self, batch: EncodedBatch, fits: NDArray[np.bool_], row: int) -> None:
+        """Those examples of a batch, whose first is this row, that fit."""
+        taken = np.repeat(fits, batch.lengths)
+        ids, mask = batch.ids[taken], batch.mask[taken]
         self.ids.write(ids.astype(DTYPES[self.dtype_name]).tobytes())
         self.mask.write(mask.tobytes())
-        self.starts.append(self.starts[-1] + len(ids))
-        self.rows.append(row)
+        ends = self.starts[-1] + np.cumsum(batch.lengths[fits])
+        self.starts.extend(ends.tolist())
+        self.rows.extend((row + np.flatnonzero(fits)).tolist())
         self.supervised += int(np.count_nonzero(mask))
         if self.tokenizer.unk_id is not None:
             self.unknown += int(np.count_nonzero(ids == self.tokenizer.unk_id))
@@ -138,6 +155,14 @@ class _Split:
             for spilled in (self.ids, self.mask):
                 spilled.seek(0)
                 shutil.copyfileobj(spilled, file, 2**20)
+
+
+def _encoder(params: TokenizeParams) -> Callable[[list[Example]], EncodedBatch]:
+    return partial(_encode, open_tokenizer(params), params)
+
+
+def _encode(tokenizer: ChatTokenizer, params: TokenizeParams, batch: list[Example]) -> EncodedBatch:
+    return tokenizer.encode_batch([example.messages for example in batch], params.supervise)
 
 
 def _report(train: _Split, val: _Split) -> dict[str, Any]:

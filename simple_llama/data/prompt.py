@@ -10,6 +10,7 @@ stays text here.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,19 @@ from simple_llama.files import atomic_write, write_json
 
 Encoded = tuple[NDArray[np.uint32], NDArray[np.bool_]]
 """Token ids (T,) and, for each, whether it is a target of the loss (T,)."""
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """B examples end to end."""
+
+    ids: NDArray[np.uint32]
+    """(N,) token ids."""
+    mask: NDArray[np.bool_]
+    """(N,): whether each is a target of the loss."""
+    lengths: NDArray[np.int64]
+    """(B,) tokens of each example."""
+
 
 Text = tuple[str, bool]
 """A run of text, and whether it stands at the start of the conversation."""
@@ -163,13 +177,23 @@ class ChatTokenizer:
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[Encoded]:
         """Training examples of conversations that end with a reply, each encoded whole."""
+        batch = self.encode_batch(conversations, supervise)
+        ends = np.cumsum(batch.lengths).tolist()
+        spans = [slice(start, end) for start, end in zip([0, *ends], ends)]
+        return [(batch.ids[span], batch.mask[span]) for span in spans]
+
+    def encode_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        supervise: Literal["last_reply", "all_replies"],
+    ) -> EncodedBatch:
+        """The same, end to end."""
         return self._assemble([self._runs(one, supervise) for one in conversations])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Inference prompt of a conversation that ends with a user turn."""
         assert messages[-1]["role"] == "user", messages[-1]["role"]
-        [(ids, _)] = self._assemble([self._runs(messages, "last_reply")])
-        return [int(token) for token in ids]
+        return self._assemble([self._runs(messages, "last_reply")]).ids.tolist()  # type: ignore[no-any-return]
 
     def has_control(self, ids: Sequence[int]) -> bool:
         """Whether a control token is among the ids."""
@@ -199,7 +223,7 @@ class ChatTokenizer:
             runs.append(((text, not runs), before))
         return runs
 
-    def _assemble(self, conversations: list[list[Run]]) -> list[Encoded]:
+    def _assemble(self, conversations: list[list[Run]]) -> EncodedBatch:
         text_ids = self._encode_texts(conversations)
         pieces: list[NDArray[np.uint32]] = []
         sizes: list[int] = []
@@ -225,7 +249,7 @@ class ChatTokenizer:
         flat_ids, flat_mask = np.concatenate(pieces), np.repeat(targets, sizes)
         if np.count_nonzero(self._is_control[flat_ids]) != controls:
             self._refuse_control_from_text(text_ids)
-        return [(flat_ids[start:end], flat_mask[start:end]) for start, end in zip([0, *ends], ends)]
+        return EncodedBatch(flat_ids, flat_mask, np.diff(ends, prepend=0))
 
     def _encode_texts(self, conversations: list[list[Run]]) -> TextIds:
         """The ids of each distinct text, and of what in it comes before a target."""

@@ -40,7 +40,7 @@ SPLITS = {
     )
 }
 """Llama 3's and Qwen2's, and what they are for known text."""
-MAX_CACHED = 2**24
+MAX_CACHED = 2**22
 """Characters of the words that are remembered: a bound for text that never repeats."""
 
 

@@ -1,0 +1,99 @@
+"""Batches on several processes: in order, in bounded memory, and none is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import psutil
+import pytest
+
+from simple_llama.data.workers import AHEAD, in_order
+from simple_llama.errors import InputError
+from tests.project import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def works(factor: int) -> Callable[[int], int]:
+    return partial(work, factor)
+
+
+def work(factor: int, number: int) -> int:
+    if number < 0:
+        raise InputError(f"{number} is negative")
+    if number == 1_000:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid() if number == 2_000 else factor * number
+
+
+def test_results_come_in_order_and_batches_are_read_as_they_are_needed() -> None:
+    read = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(50):
+            read.append(number)
+            yield number
+
+    results = in_order(numbers(), partial(works, 3), 2)
+    assert next(results) == (0, 0)
+    assert len(read) == 2 * AHEAD + 1
+    assert list(results) == [(number, 3 * number) for number in range(1, 50)]
+
+
+def test_the_first_batch_that_fails_is_the_one_that_is_named() -> None:
+    given = []
+    with pytest.raises(InputError, match=r"^-7 is negative$"):
+        for batch, _ in in_order([1, 2, -7, -8, 3], partial(works, 1), 2):
+            given.append(batch)
+    assert given == [1, 2]
+
+
+def test_a_killed_process_is_one_line() -> None:
+    with pytest.raises(InputError, match="one of 2 encoding processes was killed, wanted enough"):
+        list(in_order([1, 1_000, 2], partial(works, 1), 2))
+
+
+PARENT = """
+import itertools, os, signal, sys
+from functools import partial
+from simple_llama.data.workers import in_order
+from simple_llama.errors import one_line_errors
+from tests.test_workers import works
+if __name__ == "__main__":
+    with one_line_errors():
+        for number, (_, pid) in enumerate(in_order(itertools.repeat(2_000), partial(works, 1), 2)):
+            if number < 20:
+                print(pid, flush=True)
+            elif number == 20:
+                sys.argv[1] == "group" and os.killpg(0, signal.SIGINT)
+                sys.argv[1] == "parent" and os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("victim", "code"), [("group", 130), ("parent", -signal.SIGKILL)])
+def test_whether_interrupted_or_killed_it_leaves_no_process(
+    victim: str, code: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    script = tmp_path_factory.mktemp("parent") / "parent.py"
+    script.write_text(PARENT)
+    done = subprocess.run(
+        [sys.executable, script, victim],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    pids = {int(line) for line in done.stdout.split()}
+    assert (
+        pids
+        and not psutil.wait_procs(
+            [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
+        )[1]
+    )
