@@ -61,14 +61,18 @@ def main() -> None:
         tokens = json.loads((work / "reports/tokenize.json").read_text())["tokens"]
         print(f"  {tokens:,} tokens, {tokens / seconds:,.0f}/s")
         tokenizer = find_tokenizer(work, source)
-        compare("generated", tokenizer, list(conversations(min(number, PEERS_SEE))))
+        plain = compare("generated", tokenizer, list(conversations(min(number, PEERS_SEE))))
+        print(f"  tokenize, files and start included: {tokens / seconds / plain:.1f} x one by one")
         if data := os.environ.get("SIMPLE_LLAMA_DATA"):
             text = Path(data, "gsm8k_train.json").read_text(encoding="utf-8")
             compare("GSM8K", tokenizer, json.loads(text))
 
 
-def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> None:
-    """Encoding alone, without files, all in this process: each peer gives the same ids or fewer."""
+def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
+    """Encoding alone, without files, all in this process: each peer gives the same ids or fewer.
+
+    Returns tokens per second one by one.
+    """
     from tokenizers import Tokenizer
 
     from simple_llama.data.prompt import ChatTokenizer
@@ -121,6 +125,7 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> None:
         )
     if "datasets.map" not in contestants:
         print("  datasets is not installed: left out")
+    return tokens / statistics.median(column[0] for column in seconds["one by one"])
 
 
 def mapped(tokenizer: Any, texts: list[tuple[str, str]]) -> Work:

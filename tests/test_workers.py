@@ -37,7 +37,7 @@ def test_results_come_in_order_and_batches_are_read_as_they_are_needed() -> None
             read.append(number)
             yield number
 
-    results = in_order(numbers(), partial(works, 3), 2)
+    results = in_order(numbers(), int, partial(works, 3), 2)
     assert next(results) == (0, 0)
     assert len(read) == 2 * AHEAD + 1
     assert list(results) == [(number, 3 * number) for number in range(1, 50)]
@@ -46,14 +46,14 @@ def test_results_come_in_order_and_batches_are_read_as_they_are_needed() -> None
 def test_the_first_batch_that_fails_is_the_one_that_is_named() -> None:
     given = []
     with pytest.raises(InputError, match=r"^-7 is negative$"):
-        for batch, _ in in_order([1, 2, -7, -8, 3], partial(works, 1), 2):
+        for batch, _ in in_order([1, 2, -7, -8, 3], int, partial(works, 1), 2):
             given.append(batch)
     assert given == [1, 2]
 
 
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(InputError, match="one of 2 encoding processes was killed, wanted enough"):
-        list(in_order([1, 1_000, 2], partial(works, 1), 2))
+        list(in_order([1, 1_000, 2], int, partial(works, 1), 2))
 
 
 PARENT = """
@@ -63,8 +63,9 @@ from simple_llama.data.workers import in_order
 from simple_llama.errors import one_line_errors
 from tests.test_workers import works
 if __name__ == "__main__":
+    pids = in_order(itertools.repeat(2_000), int, partial(works, 1), 2)
     with one_line_errors():
-        for number, (_, pid) in enumerate(in_order(itertools.repeat(2_000), partial(works, 1), 2)):
+        for number, (_, pid) in enumerate(pids):
             if number < 20:
                 print(pid, flush=True)
             elif number == 20:

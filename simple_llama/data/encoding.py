@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,15 +17,20 @@ from numpy.typing import NDArray
 
 from simple_llama.data.examples import Example, read_examples
 from simple_llama.data.prompt import ChatTokenizer, EncodedBatch
+from simple_llama.data.prompt_formats import Message
 from simple_llama.data.tokens import DTYPES, FIELDS
 from simple_llama.data.workers import cores, in_order
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import TokenizeParams
 
+Messages = Sequence[Sequence[Message]]
+
 SPLITS = ("train", "val")
 BATCH_EXAMPLES = 1024
 BATCH_CHARACTERS = 2**20
+MOST_PROCESSES = 4
+"""More would wait for this one, which reads and writes."""
 WORTH = 2**25
 """Bytes of prepared conversations from which on processes, which take a second to start, save
 time."""
@@ -121,11 +126,11 @@ class _Split:
         self, batches: Iterable[list[Example]], params: TokenizeParams
     ) -> Iterator[tuple[list[Example], EncodedBatch]]:
         """Each batch with its ids, on all cores where that pays."""
-        processes = cores() if self.source.stat().st_size >= WORTH else 1
+        processes = min(cores(), MOST_PROCESSES) if self.source.stat().st_size >= WORTH else 1
         if processes > 1:
-            return in_order(batches, partial(_encoder, params), processes)
-        encode = partial(_encode, self.tokenizer, params)
-        return ((batch, encode(batch)) for batch in batches)
+            return in_order(batches, _messages, partial(_encoder, params), processes)
+        encode = partial(self.tokenizer.encode_batch, supervise=params.supervise)
+        return ((batch, encode(_messages(batch))) for batch in batches)
 
     def _spill(self, batch: EncodedBatch, fits: NDArray[np.bool_], row: int) -> None:
         """Those examples of a batch, whose first is this row, that fit."""
@@ -157,12 +162,12 @@ class _Split:
                 shutil.copyfileobj(spilled, file, 2**20)
 
 
-def _encoder(params: TokenizeParams) -> Callable[[list[Example]], EncodedBatch]:
-    return partial(_encode, open_tokenizer(params), params)
+def _messages(batch: list[Example]) -> Messages:
+    return [example.messages for example in batch]
 
 
-def _encode(tokenizer: ChatTokenizer, params: TokenizeParams, batch: list[Example]) -> EncodedBatch:
-    return tokenizer.encode_batch([example.messages for example in batch], params.supervise)
+def _encoder(params: TokenizeParams) -> Callable[[Messages], EncodedBatch]:
+    return partial(open_tokenizer(params).encode_batch, supervise=params.supervise)
 
 
 def _report(train: _Split, val: _Split) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from simple_llama.errors import InputError
 
 Batch = TypeVar("Batch")
+Need = TypeVar("Need")
 Result = TypeVar("Result")
 
 AHEAD = 2
@@ -24,12 +26,16 @@ _work: list[Callable[[Any], Any]] = []
 
 
 def in_order(
-    batches: Iterable[Batch], make: Callable[[], Callable[[Batch], Result]], processes: int
+    batches: Iterable[Batch],
+    needed: Callable[[Batch], Need],
+    make: Callable[[], Callable[[Need], Result]],
+    processes: int,
 ) -> Iterator[tuple[Batch, Result]]:
-    """Each batch and what the function that `make` makes, once in every process, gives for it.
+    """Each batch and what the function that `make` makes, once in every process, gives for what
+    is `needed` of it; that and the result are pickled.
 
     Raises what that function raises for the first batch that fails, and InputError where a process
-    is killed. `make`, batches and results are pickled.
+    is killed.
     """
     pool = ProcessPoolExecutor(
         processes,
@@ -41,7 +47,8 @@ def in_order(
     waiting: deque[tuple[Batch, Future[Result]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(_do, batch)))
+            with _uninterrupted():  # it may start a process
+                waiting.append((batch, pool.submit(_do, needed(batch))))
             if len(waiting) > AHEAD * processes:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -62,9 +69,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and for ever in a process that is started in it:
+    a terminal sends it to all, and the caller ends these."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
-    # Ctrl-C reaches all processes of a terminal; the caller ends these
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _work.append(make())
 
@@ -77,6 +93,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(batch: Any) -> Any:
+def _do(need: Any) -> Any:
     [work] = _work
-    return work(batch)
+    return work(need)
