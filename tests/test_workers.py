@@ -10,7 +10,7 @@ from functools import partial
 import psutil
 import pytest
 
-from simple_llama.data.workers import AHEAD, in_order
+from simple_llama.data.workers import AHEAD, Workers
 from simple_llama.errors import InputError
 from tests.project import ROOT
 
@@ -37,35 +37,41 @@ def test_results_come_in_order_and_batches_are_read_as_they_are_needed() -> None
             read.append(number)
             yield number
 
-    results = in_order(numbers(), int, partial(works, 3), 2)
-    assert next(results) == (0, 0)
-    assert len(read) == 2 * AHEAD + 1
-    assert list(results) == [(number, 3 * number) for number in range(1, 50)]
+    with Workers(partial(works, 3), 2) as workers:
+        results = workers.in_order(numbers(), int)
+        assert next(results) == (0, 0)
+        assert len(read) == 2 * AHEAD + 1
+        assert list(results) == [(number, 3 * number) for number in range(1, 50)]
 
 
 def test_the_first_batch_that_fails_is_the_one_that_is_named() -> None:
     given = []
-    with pytest.raises(InputError, match=r"^-7 is negative$"):
-        for batch, _ in in_order([1, 2, -7, -8, 3], int, partial(works, 1), 2):
+    with (
+        pytest.raises(InputError, match=r"^-7 is negative$"),
+        Workers(partial(works, 1), 2) as workers,
+    ):
+        for batch, _ in workers.in_order([1, 2, -7, -8, 3], int):
             given.append(batch)
     assert given == [1, 2]
 
 
 def test_a_killed_process_is_one_line() -> None:
-    with pytest.raises(InputError, match="one of 2 encoding processes was killed, wanted enough"):
-        list(in_order([1, 1_000, 2], int, partial(works, 1), 2))
+    with (
+        pytest.raises(InputError, match="one of 2 encoding processes was killed, wanted enough"),
+        Workers(partial(works, 1), 2) as workers,
+    ):
+        list(workers.in_order([1, 1_000, 2], int))
 
 
 PARENT = """
 import itertools, os, signal, sys
 from functools import partial
-from simple_llama.data.workers import in_order
+from simple_llama.data.workers import Workers
 from simple_llama.errors import one_line_errors
 from tests.test_workers import works
 if __name__ == "__main__":
-    pids = in_order(itertools.repeat(2_000), int, partial(works, 1), 2)
-    with one_line_errors():
-        for number, (_, pid) in enumerate(pids):
+    with one_line_errors(), Workers(partial(works, 1), 2) as workers:
+        for number, (_, pid) in enumerate(workers.in_order(itertools.repeat(2_000), int)):
             if number < 20:
                 print(pid, flush=True)
             elif number == 20:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,15 @@ from simple_llama.data.examples import Example, read_examples
 from simple_llama.data.prompt import ChatTokenizer, EncodedBatch
 from simple_llama.data.prompt_formats import Message
 from simple_llama.data.tokens import DTYPES, FIELDS
-from simple_llama.data.workers import cores, in_order
+from simple_llama.data.workers import Workers, cores
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import TokenizeParams
 
 Messages = Sequence[Sequence[Message]]
+Encoded = Iterator[tuple[list[Example], EncodedBatch]]
+Encode = Callable[[Iterable[list[Example]]], Iterator[tuple[list[Example], EncodedBatch]]]
+"""Each batch with its ids."""
 
 SPLITS = ("train", "val")
 BATCH_EXAMPLES = 1024
@@ -60,14 +63,17 @@ def tokenize(
     """
     prepared, folder = Path(prepared), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    size = sum((prepared / f"{name}.jsonl").stat().st_size for name in SPLITS)
     with ExitStack() as stack:
+        encoded = stack.enter_context(_encoding(params, tokenizer, size))
         dropped = stack.enter_context(atomic_write(folder / "dropped.jsonl"))
         splits = {
             name: stack.enter_context(_Split(prepared / f"{name}.jsonl", folder, tokenizer))
             for name in SPLITS
         }
         for name, split in splits.items():
-            for example, length in split.add(watch(read_examples(split.source)), params):
+            batches = _batches(watch(read_examples(split.source)))
+            for example, length in split.add(encoded(batches), params.max_seq_len):
                 record = {"id": example.id, "split": name, "length": length}
                 dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
         for name, split in splits.items():
@@ -101,36 +107,24 @@ class _Split:
         self.ids.close()
         self.mask.close()
 
-    def add(
-        self, examples: Iterable[Example], params: TokenizeParams
-    ) -> Iterator[tuple[Example, int]]:
-        """Encode and spill; yields what is too long, with its length. InputError if all are."""
+    def add(self, encoded: Encoded, max_seq_len: int) -> Iterator[tuple[Example, int]]:
+        """Spill what fits; yields what is too long, with its length. InputError if all are."""
         row = 0
         shortest = math.inf
-        for batch, encoded in self._encoded(_batches(examples), params):
-            fits = encoded.lengths <= params.max_seq_len
+        for batch, tokens in encoded:
+            fits = tokens.lengths <= max_seq_len
             for place in np.flatnonzero(~fits):
-                length = int(encoded.lengths[place])
+                length = int(tokens.lengths[place])
                 self.dropped += 1
                 shortest = min(shortest, length)
                 yield batch[place], length
-            self._spill(encoded, fits, row)
+            self._spill(tokens, fits, row)
             row += len(batch)
         if not self.rows:
             raise InputError(
                 f"{self.source}: every one of its {row} examples is longer than max_seq_len "
-                f"({params.max_seq_len} tokens); the shortest has {shortest}"
+                f"({max_seq_len} tokens); the shortest has {shortest}"
             )
-
-    def _encoded(
-        self, batches: Iterable[list[Example]], params: TokenizeParams
-    ) -> Iterator[tuple[list[Example], EncodedBatch]]:
-        """Each batch with its ids, on all cores where that pays."""
-        processes = min(cores(), MOST_PROCESSES) if self.source.stat().st_size >= WORTH else 1
-        if processes > 1:
-            return in_order(batches, _messages, partial(_encoder, params), processes)
-        encode = partial(self.tokenizer.encode_batch, supervise=params.supervise)
-        return ((batch, encode(_messages(batch))) for batch in batches)
 
     def _spill(self, batch: EncodedBatch, fits: NDArray[np.bool_], row: int) -> None:
         """Those examples of a batch, whose first is this row, that fit."""
@@ -162,12 +156,26 @@ class _Split:
                 shutil.copyfileobj(spilled, file, 2**20)
 
 
-def _messages(batch: list[Example]) -> Messages:
-    return [example.messages for example in batch]
+@contextmanager
+def _encoding(
+    params: TokenizeParams, tokenizer: ChatTokenizer, size: int
+) -> Iterator[Callable[[Iterable[list[Example]]], Encoded]]:
+    """What encodes batches: on all cores, where so many bytes are worth it."""
+    processes = min(cores(), MOST_PROCESSES) if size >= WORTH else 1
+    if processes > 1:
+        with Workers(partial(_encoder, params), processes) as workers:
+            yield partial(workers.in_order, needed=_messages)
+    else:
+        encode = partial(tokenizer.encode_batch, supervise=params.supervise)
+        yield lambda batches: ((batch, encode(_messages(batch))) for batch in batches)
 
 
 def _encoder(params: TokenizeParams) -> Callable[[Messages], EncodedBatch]:
     return partial(open_tokenizer(params).encode_batch, supervise=params.supervise)
+
+
+def _messages(batch: list[Example]) -> Messages:
+    return [example.messages for example in batch]
 
 
 def _report(train: _Split, val: _Split) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from simple_llama.errors import InputError
 
@@ -25,41 +25,51 @@ _work: list[Callable[[Any], Any]] = []
 """What this process does, once it has started: a pool gives its initializer no other place."""
 
 
-def in_order(
-    batches: Iterable[Batch],
-    needed: Callable[[Batch], Need],
-    make: Callable[[], Callable[[Need], Result]],
-    processes: int,
-) -> Iterator[tuple[Batch, Result]]:
-    """Each batch and what the function that `make` makes, once in every process, gives for what
-    is `needed` of it; that and the result are pickled.
+class Workers(Generic[Need, Result]):
+    """Processes that each call `make` once and then what it returns, for one batch at a time.
 
-    Raises what that function raises for the first batch that fails, and InputError where a process
-    is killed.
+    A context: they end with it. `make`, what a batch needs and its result are pickled.
     """
-    pool = ProcessPoolExecutor(
-        processes,
-        # a fork would copy the locks of the caller's threads, not the threads
-        multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(make,),
-    )
-    waiting: deque[tuple[Batch, Future[Result]]] = deque()
-    try:
-        for batch in batches:
-            with _uninterrupted():  # it may start a process
-                waiting.append((batch, pool.submit(_do, needed(batch))))
-            if len(waiting) > AHEAD * processes:
-                first, future = waiting.popleft()
+
+    def __init__(self, make: Callable[[], Callable[[Need], Result]], processes: int) -> None:
+        self.processes = processes
+        self._pool = ProcessPoolExecutor(
+            processes,
+            # a fork would copy the locks of the caller's threads, not the threads
+            multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(make,),
+        )
+
+    def __enter__(self) -> "Workers[Need, Result]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def in_order(
+        self, batches: Iterable[Batch], needed: Callable[[Batch], Need]
+    ) -> Iterator[tuple[Batch, Result]]:
+        """Each batch and the result for what is `needed` of it.
+
+        Raises what the work raises for the first batch that fails, and InputError where a process
+        is killed.
+        """
+        waiting: deque[tuple[Batch, Future[Result]]] = deque()
+        try:
+            for batch in batches:
+                with _uninterrupted():  # it may start a process
+                    waiting.append((batch, self._pool.submit(_do, needed(batch))))
+                if len(waiting) > AHEAD * self.processes:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
                 yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-    except BrokenProcessPool:
-        raise InputError(
-            f"one of {processes} encoding processes was killed, wanted enough memory for all"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool:
+            raise InputError(
+                f"one of {self.processes} encoding processes was killed, "
+                "wanted enough memory for all"
+            ) from None
 
 
 def cores() -> int:
