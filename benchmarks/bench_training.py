@@ -28,7 +28,7 @@ from simple_llama.training.loop import Trainer
 from simple_llama.training.observer import StepRecord, TrainingData
 
 COMMAND = "python -m benchmarks.bench_training"
-MICRO_BATCH_TOKENS = 2048
+MICRO_BATCH_TOKENS = 4096
 WARM_UP = 1
 """Steps of each turn that are not counted."""
 Contestant = Callable[[int], list[Step]]

@@ -141,8 +141,8 @@ class TrainParams(ExecutionParams):
     sample_temperature: float
     model_gen_multiplier: float
     dynamic_padding: bool
-    packing: bool
-    """Whether a micro-batch is one row of examples without padding."""
+    packing: bool | Literal["auto"]
+    """Whether a micro-batch is one row of examples without padding; auto: on a CPU."""
     enable_compilation: bool
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
@@ -192,10 +192,10 @@ class TrainParams(ExecutionParams):
             "false with shard: full, whose blocks are gathered between the compiled parts",
         )
         _require(
-            self.dynamic_padding or not self.packing,
+            self.dynamic_padding or self.packing is not True,
             "packing",
             self.packing,
-            "false with dynamic_padding: false: one pads to max_seq_len, the other not at all",
+            "auto or false with dynamic_padding: false: that pads to max_seq_len, this not at all",
         )
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")

@@ -260,7 +260,7 @@ def short_of_memory(ranks: Ranks, most: int) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simple_llama.training.gradients.summed_loss", fails)
-        return trained(ranks)
+        return trained(ranks, packing=False)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from simple_llama.data.batches import collate
 from simple_llama.model import kernels
 from simple_llama.model.attention import plain_attention
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.packing import Packed
 from simple_llama.training.loss import summed_loss
 from tests.test_model import tiny_config
 from tests.test_training import PAD, examples
@@ -20,7 +21,8 @@ from tests.test_training import PAD, examples
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that these few tokens fill several of, with a rest."""
-    monkeypatch.setattr(kernels, "QUERIES", 5)
+    monkeypatch.setattr(kernels, "QUERIES", 6)
+    monkeypatch.setattr(kernels, "GRAIN", 3)
     monkeypatch.setattr(kernels, "SCORES", 300)
     monkeypatch.setattr(kernels, "LOGITS", 97 * 3)
 
@@ -46,7 +48,7 @@ def test_loss_and_gradients_of_a_model(
 ) -> None:
     model = Decoder(tiny_config(**variant)).train()
     model.initialise(0, std=0.3)
-    batch = collate(examples(12), np.arange(12), PAD, None)
+    batch = collate(examples(12), np.arange(12), PAD, None, packing=True)
 
     def compute() -> list[Tensor]:
         loss = summed_loss(model, batch) / len(batch.targets)
@@ -55,24 +57,48 @@ def test_loss_and_gradients_of_a_model(
     mine = compute()
     monkeypatch.setattr(kernels, "LONGEST", 3)
     assert largest_difference(mine, compute()) < 1e-5
-    monkeypatch.setattr(kernels, "runs_here", lambda x: False)
+    for name in ("packs_here", "runs_here"):
+        monkeypatch.setattr(kernels, name, lambda x: False)
     assert largest_difference(mine, compute()) < 1e-5
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize("earlier", [0, 3])
-def test_causal_attention(heads: tuple[int, int], earlier: int, small_blocks: None) -> None:
-    """Also where the first keys belong to no query: then all see them."""
-    H, G = heads
-    q, k, v = random(2, H, 12, 8), random(2, G, 12 + earlier, 8), random(2, G, 12 + earlier, 6)
-    mask = torch.ones(12, 12 + earlier, dtype=torch.bool).tril(earlier)
+@pytest.mark.parametrize("offsets", [[0, 1], [0, 13, 14, 21], [0, 6, 6, 12], [0, 4, 8, 9, 9]])
+@pytest.mark.parametrize("longest", [kernels.LONGEST, 5])
+def test_packed_attention(
+    heads: tuple[int, int],
+    offsets: list[int],
+    longest: int,
+    small_blocks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Examples of several blocks, of a part of one, of one token and of none."""
+    monkeypatch.setattr(kernels, "LONGEST", longest)
+    (H, G), N = heads, offsets[-1]
+    q, k, v = random(1, H, N, 8), random(1, G, N, 8, seed=1), random(1, G, N, 6, seed=2)
+    starts = torch.tensor(offsets, dtype=torch.int32)
+    packed = Packed(starts, int(starts.diff().max()))
+
+    def mine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernels.packed_attention(q, k, v, packed)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
-        return plain_attention(q, k, v, mask)
+        return plain_attention(q, k, v, packed.mask(N))
 
-    mine = gradients(kernels.causal_attention, q, k, v)
-    assert largest_difference(mine, gradients(plain, q, k, v)) < 1e-5
+    expected = gradients(plain, q, k, v)
+    assert largest_difference(gradients(mine, q, k, v), expected) < 1e-5
+
+
+def test_what_follows_an_example_has_no_say(small_blocks: None) -> None:
+    """However large it is."""
+    q, k, v = (random(1, 2, 14, 8, seed=seed) for seed in range(3))
+    packed = Packed(torch.tensor([0, 7, 14], dtype=torch.int32), 7)
+    expected = kernels.packed_attention(q, k, v, packed)[:, :, :7]
+    with torch.no_grad():
+        for x in (q, k, v):
+            x[:, :, 7:] = 1e30
+    assert torch.equal(kernels.packed_attention(q, k, v, packed)[:, :, :7], expected)
 
 
 def test_norm() -> None:

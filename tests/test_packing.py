@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from simple_llama.data.batches import collate, cut, micro_batches
+from simple_llama.data import batches
+from simple_llama.data.batches import EVEN, collate, cut, micro_batches
 from simple_llama.errors import InputError
 from simple_llama.model import packing
 from simple_llama.model.attention import attend, plain_attention
@@ -55,6 +56,9 @@ def test_a_batch_is_its_examples_end_to_end(budget: int) -> None:
     for batch in micro_batches(tokens, EXAMPLES, budget=budget, pad_id=PAD, packing=True):
         assert batch.offsets is not None
         assert batch.ids.shape == (1, batch.offsets[-1])
+        assert batch.offsets[-1] % EVEN == 0
+        assert batch.offsets[-1] - batch.offsets[-2] < EVEN
+        assert (batch.ids[0, batch.offsets[-2] :] == PAD).all()
         assert batch.longest == batch.offsets.diff().max()
         for place, example in enumerate(batch.examples):
             first, end = batch.offsets[place : place + 2].tolist()
@@ -135,6 +139,7 @@ def test_a_training_with_packing_is_the_padded_one() -> None:
 
 
 def test_too_little_memory_halves_the_packed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "EVEN", 1)
     settings = params(epochs=1, batch_size=8, micro_batch_tokens=600, packing=True)
     _, heard, _ = run(settings)
     limited = short_of_memory(50, torch.OutOfMemoryError, "CUDA out of memory")
@@ -147,7 +152,9 @@ def test_too_little_memory_halves_the_packed_tokens(monkeypatch: pytest.MonkeyPa
 
 
 def test_packing_and_padding_to_the_full_length_contradict_each_other() -> None:
-    with pytest.raises(InputError, match="packing: got True, wanted false with dynamic_padding"):
+    with pytest.raises(
+        InputError, match="packing: got True, wanted auto or false with dynamic_padding"
+    ):
         params(packing=True, dynamic_padding=False)
 
 

@@ -425,9 +425,10 @@ def short_of_memory(limit: int, kind: type[RuntimeError], said: str) -> Callable
 def test_too_little_memory_means_smaller_micro_batches_and_the_same_loss(
     kind: type[RuntimeError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, heard, _ = run(params(batch_size=8, micro_batch_tokens=600))
+    settings = params(batch_size=8, micro_batch_tokens=600, packing=False)
+    plain, heard, _ = run(settings)
     monkeypatch.setattr(gradients, "summed_loss", short_of_memory(100, kind, said))
-    model, listener, _ = run(params(batch_size=8, micro_batch_tokens=600))
+    model, listener, _ = run(settings)
     assert listener.lowerings == [300, 150, 75]
     assert listener.preflight.micro_batch_tokens == 75, "found before the first step"
     for mine, theirs in zip(heard.steps, listener.steps, strict=True):

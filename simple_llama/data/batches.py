@@ -18,6 +18,9 @@ from simple_llama.data.tokens import Tokens
 
 Indices = NDArray[np.int64]
 
+EVEN = 64
+"""Packed rows are padded to a multiple of it: matrix products of few shapes are faster."""
+
 
 @lru_cache(maxsize=2)
 def epoch_order(examples: int, seed: int, epoch: int) -> Indices:
@@ -95,7 +98,7 @@ class MicroBatch:
         positions               ^ ^ ^             of the inputs that predict them
 
     Either each example is a row, with padding on the right, where causal attention keeps it from
-    the real tokens; or they are packed end to end in one row without any.
+    the real tokens; or they are packed end to end in one row with less than EVEN at its end.
     """
 
     ids: Tensor
@@ -109,9 +112,10 @@ class MicroBatch:
     examples: Indices
     """(E,): which examples these are."""
     longest: int
-    """Inputs of the longest example."""
+    """Inputs of the longest example, packed padding counted as one."""
     offsets: Tensor | None
-    """(E + 1,) int32: where in the row each packed example begins, then T; None: not packed."""
+    """(E + 2,) int32: where in the row each packed example and the padding begins, then T; None:
+    not packed."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         offsets = self.offsets
@@ -183,13 +187,18 @@ def collate(
     nothing."""
     lengths = tokens.lengths[examples] - 1  # the last token is never an input
     longest = int(lengths.max(initial=1))
+    offsets = None
     if packing:
-        shape = (1, max(1, int(lengths.sum())))
         begins = np.cumsum(lengths) - lengths
+        end = int(lengths.sum())
+        width = max(EVEN, -(-end // EVEN) * EVEN)
+        longest = max(longest, width - end)
+        offsets = torch.from_numpy(np.append(begins, (end, width)).astype(np.int32))
+        shape = (1, width)
     else:
         width = max(longest, (pad_to or 0) - 1) if len(examples) else 1
-        shape = (max(1, len(examples)), width)
         begins = np.arange(len(examples)) * width
+        shape = (max(1, len(examples)), width)
     ids = np.full(shape, pad_id, np.int64)
     places, rows, targets = ([np.zeros(0, np.int64)] for _ in range(3))
     for row, (example, begin, length) in enumerate(zip(examples, begins, lengths, strict=True)):
@@ -207,7 +216,7 @@ def collate(
         rows=np.concatenate(rows),
         examples=examples,
         longest=longest,
-        offsets=torch.from_numpy(np.append(begins, shape[1]).astype(np.int32)) if packing else None,
+        offsets=offsets,
     )
 
 

@@ -123,6 +123,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Packed | None, *, fus
     if isinstance(mask, Packed):
         if fused and packing.runs_here(q, v):
             return packing.packed_attention(q, k, v, mask)
+        if fused and kernels.packs_here(q):
+            return kernels.packed_attention(q, k, v, mask)
         mask = mask.mask(T)
     share = H // k.shape[1]
     if T == 1:
@@ -130,8 +132,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Packed | None, *, fus
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
     else:
         causal = mask is None
-        if causal and fused and kernels.runs_here(q) and k.shape[2] <= kernels.LONGEST:
-            return kernels.causal_attention(q, k, v)
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
     kernel = F.scaled_dot_product_attention if fused else plain_attention

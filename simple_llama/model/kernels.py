@@ -1,30 +1,43 @@
 """Training on a CPU, where memory traffic costs more than matrix products: the same formulas in
 fewer passes over memory, part by part while it is in the cache. Elsewhere PyTorch's own compute.
 
-Shapes as in attention.py; S here is the number of keys, of which the last T belong to the queries.
+Shapes as in attention.py; N tokens in a row of packed examples, S supervised ones.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simple_llama.model.packing import Packed
+
 LONGEST = 512
 """Keys: beyond them attention's weights, kept for the backward pass, cost more time than to compute
 them again, as PyTorch's own kernel does."""
-QUERIES = 128
+QUERIES = 256
 """Whose scores are computed at once: keys that none of them may see are left out."""
+GRAIN = 32
+"""Queries and keys of a block are multiples of it, so that few shapes occur: a matrix product is
+compiled for its shape when it is met first, which takes longer than to compute it."""
 SCORES = 2**20
 """At once, about: 2 MB in bfloat16, a core's cache."""
 LOGITS = 2**19
 """At once: 2 MB in float32."""
 
 
+def packs_here(q: Tensor) -> bool:
+    """Whether `packed_attention` computes these queries: on a CPU, not compiled."""
+    return q.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def runs_here(x: Tensor) -> bool:
-    """Whether x's gradient will be computed by these functions: on a CPU, not compiled."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether x's gradient will be computed by these functions."""
+    return packs_here(x) and torch.is_grad_enabled()
 
 
 class RMSNorm(nn.RMSNorm):
@@ -75,92 +88,146 @@ def add_dropped(x: Tensor, branch: Tensor, rate: float) -> Tensor:
     return torch.add(x, branch * keep, alpha=1 / (1 - dropped / 2**16))
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v for queries (B, H, T, K) over keys and values (B, G, S, K), where
-    the last query sees every key, the one before all but the last, and so on."""
-    B, H, T, K = q.shape
-    G, S = k.shape[1:3]
-    out = _CausalAttention.apply(  # type: ignore[no-untyped-call]
-        q.reshape(B * G, H // G, T, K), k.reshape(B * G, S, K), v.reshape(B * G, S, -1)
-    )
-    return out.view(B, H, T, -1)  # type: ignore[no-any-return]
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v of each example alone, causal: q (1, H, N, K), k (1, G, N, K) and
+    v (1, G, N, W); (1, H, N, W)."""
+    _, H, N, K = q.shape
+    G = k.shape[1]
+    offsets = packed.offsets.tolist()
+    if packed.longest > LONGEST:
+        k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
+        lengths = [end - begin for begin, end in pairwise(offsets)]
+        examples = zip(*(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True)
+        alone = [F.scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in examples]
+        return torch.cat(alone, dim=2)
+    out = _PackedAttention.apply(q.view(G, H // G, N, K), k[0], v[0], offsets)  # type: ignore[no-untyped-call]
+    return out.view(1, H, N, -1)  # type: ignore[no-any-return]
 
 
-class _CausalAttention(torch.autograd.Function):
-    """q (N, R, T, K), k and v (N, S, K): N heads of keys, each for R heads of queries."""
+class _PackedAttention(torch.autograd.Function):
+    """q (G, R, N, K), k (G, N, K) and v (G, N, W): G heads of keys, each for R heads of queries."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q = q * (1 / math.sqrt(q.shape[-1]))
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: list[int]) -> Tensor:
         out = q.new_empty(*q.shape[:3], v.shape[-1])
+        # the last example's blocks may end beyond the row
+        q = F.pad(q * (1 / math.sqrt(q.shape[-1])), (0, 0, 0, GRAIN))
+        k, v = F.pad(k, (0, 0, 0, GRAIN)), F.pad(v, (0, 0, 0, GRAIN))
         weights = []
-        for heads, queries, keys in _blocks(q, k):
-            block = q[heads, :, queries].flatten(1, 2)  # (N, R * T, K)
-            scores = torch.bmm(block, k[heads, keys].transpose(1, 2))
-            own = scores.view(-1, *out[heads, :, queries].shape[1:3], scores.shape[-1])
-            size = own.shape[2]
-            own[..., -size:] += torch.full((size, size), -math.inf, dtype=q.dtype).triu_(1)
+        for block in _blocks(offsets, *q.shape[:2]):
+            scores = torch.bmm(q[block.queries].flatten(1, 2), k[block.keys].transpose(1, 2))
+            own = scores.view(-1, q.shape[1], block.size, scores.shape[-1])[..., -block.size :]
+            own += torch.full((block.size, block.size), -math.inf, dtype=q.dtype).triu_(1)
             weights.append(scores.softmax(dim=-1))
-            seen = torch.bmm(weights[-1], v[heads, keys])
-            out[heads, :, queries] = seen.view_as(out[heads, :, queries])
+            out[block.real] = block.without_rest(torch.bmm(weights[-1], v[block.keys]))
+        ctx.offsets = offsets
         ctx.save_for_backward(q, k, v, *weights)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *weights = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (heads, queries, keys), share in zip(_blocks(q, k), weights, strict=True):
-            block = q[heads, :, queries].flatten(1, 2)
-            dout = grad[heads, :, queries].flatten(1, 2)
-            dv[heads, keys] += torch.bmm(share.transpose(1, 2), dout)
-            dshare = torch.bmm(dout, v[heads, keys].transpose(1, 2))
+        dq, dk, dv = (
+            q.new_empty(*grad.shape[:3], q.shape[-1]),
+            torch.empty_like(k),
+            torch.empty_like(v),
+        )
+        for block, share in zip(_blocks(ctx.offsets, *q.shape[:2]), weights, strict=True):
+            dout = F.pad(grad[block.real], (0, 0, 0, block.rest)).flatten(1, 2)
+            dshare = torch.bmm(dout, v[block.keys].transpose(1, 2))
             dscores = torch._softmax_backward_data(dshare, share, -1, share.dtype)
-            dblock = torch.bmm(dscores, k[heads, keys])
-            dq[heads, :, queries] = dblock.view_as(dq[heads, :, queries])
-            dk[heads, keys] += torch.bmm(dscores.transpose(1, 2), block)
-        return dq.mul_(1 / math.sqrt(q.shape[-1])), dk, dv
+            dq[block.real] = block.without_rest(torch.bmm(dscores, k[block.keys]))
+            queries = q[block.queries].flatten(1, 2)
+            for whole, by, of in ((dk, dscores, queries), (dv, share, dout)):
+                part = torch.bmm(by.transpose(1, 2), of)
+                if block.first:
+                    whole[block.keys] = part
+                else:
+                    whole[block.keys] += part
+        N = grad.shape[2]
+        return dq.mul_(1 / math.sqrt(q.shape[-1])), dk[:, :N], dv[:, :N], None
 
 
-def _blocks(q: Tensor, k: Tensor) -> list[tuple[slice, slice, slice]]:
-    """Heads, queries and the keys that any of these queries may see."""
-    N, R, T, _ = q.shape
-    earlier = k.shape[1] - T
-    blocks = []
-    for first in range(0, T, QUERIES):
-        end = min(first + QUERIES, T)
-        keys = slice(0, earlier + end)
-        size = max(1, SCORES // (R * (end - first) * (earlier + end)))
-        for head in range(0, N, size):
-            blocks.append((slice(head, head + size), slice(first, end), keys))
-    return blocks
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of an example, and the keys that any of them may see."""
+
+    heads: slice
+    begin: int
+    """Where the example begins."""
+    place: int
+    """Where its queries do."""
+    count: int
+    size: int
+    """count, made a multiple of GRAIN: the rest may be of the next example, and has no say."""
+    first: bool
+    """Of its example, and the one with the most keys."""
+
+    @property
+    def queries(self) -> tuple[slice, ...]:
+        return self.heads, slice(None), slice(self.place, self.place + self.size)
+
+    @property
+    def real(self) -> tuple[slice, ...]:
+        return self.heads, slice(None), slice(self.place, self.place + self.count)
+
+    @property
+    def keys(self) -> tuple[slice, ...]:
+        return self.heads, slice(self.begin, self.place + self.size)
+
+    @property
+    def rest(self) -> int:
+        return self.size - self.count
+
+    def without_rest(self, x: Tensor) -> Tensor:
+        """(N, R, count, W) of x (N, R * size, W)."""
+        return x.view(len(x), -1, self.size, x.shape[-1])[:, :, : self.count]
+
+
+def _blocks(offsets: list[int], groups: int, share: int) -> Iterator[_Block]:
+    for begin, end in pairwise(offsets):
+        for place in reversed(range(begin, end, QUERIES)):
+            count = min(QUERIES, end - place)
+            size = -(-count // GRAIN) * GRAIN
+            heads = max(1, SCORES // (share * size * (place + size - begin)))
+            for head in range(0, groups, heads):
+                yield _Block(
+                    slice(head, head + heads), begin, place, count, size, place + QUERIES >= end
+                )
+
+
+def even_rows(x: Tensor) -> Tensor:
+    """x (S, D), below it rows of zeros for GRAIN's sake."""
+    return F.pad(x, (0, 0, 0, -len(x) % (2 * GRAIN))) if runs_here(x) else x
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of logits (S, V) and targets (S,), summed, in float32."""
+    """Cross-entropy in nats of logits (S, V) and targets (S,), summed, in float32. There may be
+    more rows of logits; all may be overwritten."""
     if runs_here(logits):
         return _SummedCrossEntropy.apply(logits, targets)  # type: ignore[no-any-return, no-untyped-call]
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The gradient, softmax less one-hot, is computed beside the loss: they share exponentials."""
+    """The gradient, softmax less one-hot, is computed beside the loss: they share exponentials. It
+    takes the place of the logits, which nothing else needs."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         loss = torch.zeros(())
-        grad = torch.empty_like(logits)
         rows = max(1, LOGITS // logits.shape[1])
-        for first in range(0, len(logits), rows):
-            part = slice(first, first + rows)
-            target = targets[part, None]
-            scores = logits[part].log_softmax(dim=-1, dtype=torch.float32)
+        for first in range(0, len(targets), rows):
+            target = targets[first : first + rows, None]
+            part = logits[first : first + len(target)]
+            scores = part.log_softmax(dim=-1, dtype=torch.float32)
             loss -= scores.gather(1, target).sum()
             share = scores.exp_()
-            grad[part] = share.scatter_add_(1, target, share.new_full(target.shape, -1.0))
-        ctx.save_for_backward(grad)
+            part.copy_(share.scatter_add_(1, target, share.new_full(target.shape, -1.0)))
+        logits[len(targets) :] = 0
+        ctx.save_for_backward(logits)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * grad, None
+        return ctx.saved_tensors[0].mul_(grad), None

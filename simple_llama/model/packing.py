@@ -27,7 +27,7 @@ class Packed:
     """
 
     offsets: Tensor
-    """(E + 1,) int32: where each example begins, then N."""
+    """(E + 1,) int32: where each example begins, padding counted as one, then N."""
     longest: int
     """Tokens of the longest example."""
 

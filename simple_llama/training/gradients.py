@@ -84,10 +84,22 @@ class Gradients:
             budget=self._budget(examples),
             pad_id=self.data.pad_id,
             pad_to=self._pad_to,
-            packing=self.params.packing,
+            packing=self._packing,
             rank=rank,
         )
         return list(batches)
+
+    @property
+    def _packing(self) -> bool:
+        """auto: where it is known to be faster."""
+        if self.params.packing != "auto":
+            return self.params.packing
+        return (
+            self.device.type == "cpu"
+            and self.params.use_flash_attention
+            and self.params.dynamic_padding
+            and self.forward is self.model  # not compiled
+        )
 
     @property
     def _pad_to(self) -> int | None:

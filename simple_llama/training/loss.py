@@ -16,7 +16,7 @@ from simple_llama.data.batches import Indices, MicroBatch, micro_batches
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
-from simple_llama.model.kernels import summed_cross_entropy
+from simple_llama.model.kernels import even_rows, summed_cross_entropy
 from simple_llama.model.packing import Packed
 from simple_llama.model.sharding import at_rest
 from simple_llama.training.distributed import ALONE, Ranks
@@ -29,7 +29,7 @@ def summed_loss(
 
     `forward` may be a compiled form of the model.
     """
-    logits = model.lm_head(_supervised(model, batch, forward))
+    logits = model.lm_head(even_rows(_supervised(model, batch, forward)))
     return summed_cross_entropy(logits, batch.targets)
 
 
