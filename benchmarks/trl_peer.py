@@ -5,11 +5,13 @@ It has no dropout outside attention, so it trains without any: in its favour.
 
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 from benchmarks import textbook, workload
-from benchmarks.workload import STEP_EXAMPLES, Step
+from benchmarks.workload import SHAPE, STEP_EXAMPLES, Step
+from simple_llama.model.config import ModelConfig
 from simple_llama.model.folder import save_model
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -25,7 +27,14 @@ would see each other, another training signal."""
 
 
 def train(
-    count: int, *, bf16: bool, accumulate: int, by_length: bool = False, compiled: bool = False
+    count: int,
+    shape: ModelConfig = SHAPE,
+    device: str = "cpu",
+    *,
+    bf16: bool,
+    accumulate: int,
+    by_length: bool = False,
+    compiled: bool = False,
 ) -> list[Step]:
     """The first `count` steps; by length, other examples stand in a step."""
     import datasets
@@ -43,8 +52,10 @@ def train(
             self.ends.append(time.perf_counter())
 
         def on_step_end(self, *_: object, **__: object) -> None:
+            workload.finish(device)
             self.ends.append(time.perf_counter())
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what it says to its own authors
     datasets.disable_progress_bars()
     logging: Any = transformers.logging
     logging.set_verbosity_error()
@@ -57,7 +68,7 @@ def train(
     fast: Any = transformers.PreTrainedTokenizerFast
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        save_model(workload.new_model(0.0), Path(folder, "model"))
+        save_model(workload.new_model(0.0, shape), Path(folder, "model"))
         model = transformers.AutoModelForCausalLM.from_pretrained(
             Path(folder, "model"), dtype="float32"
         )
@@ -69,7 +80,7 @@ def train(
             train_sampling_strategy="group_by_length" if by_length else "sequential",
             bf16=bf16,
             torch_compile=compiled,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             gradient_checkpointing=False,
             learning_rate=1e-3,
             lr_scheduler_type="constant",

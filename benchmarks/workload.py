@@ -1,4 +1,4 @@
-"""What the training benchmarks train: GSM8K, and a model of 9.0M parameters."""
+"""What the training benchmarks train: GSM8K, and models of several sizes."""
 
 import json
 import os
@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from simple_llama.data.batches import Indices, Plan
+from simple_llama.data.batches import Indices, Plan, supervised_tokens
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.config import ModelConfig
@@ -16,21 +17,43 @@ from simple_llama.model.decoder import Decoder
 
 PAD_ID = 0
 STEP_EXAMPLES = 32
-SHAPE = ModelConfig(
-    vocab_size=8192,
-    hidden_size=256,
-    intermediate_size=704,
-    num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    head_dim=32,
-    max_position_embeddings=1024,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
-)
+
+
+def _shape(
+    width: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    *,
+    key_heads: int = 0,
+    vocabulary: int = 8192,
+    tied: bool = False,
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads or heads,
+        head_dim=width // heads,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=tied,
+        attention_bias=False,
+        mlp_bias=False,
+    )
+
+
+SHAPES = {
+    "0.5M": _shape(32, 88, 2, 4),
+    "9.0M": _shape(256, 704, 6, 8),
+    "135M": _shape(576, 1536, 30, 9, key_heads=3, vocabulary=49152, tied=True),
+    "1.3B": _shape(2048, 5632, 24, 32),
+}
+"""By parameters; 135M is SmolLM2's, 1.3B SimpleLLaMA's."""
+SHAPE = SHAPES["9.0M"]
 
 
 @dataclass(frozen=True)
@@ -78,16 +101,23 @@ def _gsm8k(folder: Path) -> Tokens:
 
 
 def _synthetic() -> Tokens:
-    """Means and standard deviations are GSM8K's; the first 80 tokens are the same for all."""
+    """Lengths distributed as GSM8K's: the logarithms of prompts and replies are about normal, with
+    these means and covariances; the first 12 tokens are the same for all."""
     random = np.random.default_rng(0)
-    prefix = random.integers(8, SHAPE.vocab_size, 80)
+    prefix = random.integers(8, SHAPE.vocab_size, 12)
+    logarithms = random.multivariate_normal((4.17, 4.70), ((0.12, 0.07), (0.07, 0.17)), 7473)
     examples = []
-    for prompt, reply in random.normal((150, 118), (30, 55), (7473, 2)).round().astype(int):
-        sizes = max(prompt, 90) - len(prefix), min(max(reply, 20), 400)
-        own = random.integers(8, SHAPE.vocab_size, sum(sizes))
-        mask = np.arange(len(prefix) + sum(sizes)) >= len(prefix) + sizes[0]
-        examples.append((np.concatenate((prefix, own)), mask))
+    for prompt, reply in np.exp(logarithms).round().astype(int).clip(8, 450):
+        ids = random.integers(8, SHAPE.vocab_size, prompt + reply)
+        mask = np.arange(len(prefix) + len(ids)) >= len(prefix) + prompt
+        examples.append((np.concatenate((prefix, ids)), mask))
     return Tokens.from_examples(examples)
+
+
+def finish(device: str) -> None:
+    """Wait for what a GPU still computes: time counts until then."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def steps(count: int) -> list[Indices]:
@@ -98,23 +128,22 @@ def steps(count: int) -> list[Indices]:
     return [plan.at(step) for step in range(count)]
 
 
-def new_model(dropout: float) -> Decoder:
+def new_model(dropout: float, shape: ModelConfig = SHAPE) -> Decoder:
     """The same weights each time."""
-    model = Decoder(SHAPE, dropout=dropout)
+    model = Decoder(shape, dropout=dropout)
     model.initialise(0)
     return model.train()
 
 
-def flops(examples: Indices) -> float:
+def flops(examples: Indices, shape: ModelConfig = SHAPE) -> float:
     """Of one optimizer step's matrix products, forward and backward, over real tokens only: six
     for each weight and token (https://arxiv.org/abs/2001.08361), the output projection's at
     supervised tokens, and causal attention's."""
     lengths = tokens().lengths[examples].astype(float)
-    blocks = sum(p.numel() for p in new_model(0.0).layers.parameters() if p.ndim == 2)
-    supervised = sum(
-        int(tokens().mask[tokens().starts[i] : tokens().starts[i + 1]].sum()) for i in examples
-    )
-    head = SHAPE.vocab_size * SHAPE.hidden_size
-    width = SHAPE.num_attention_heads * SHAPE.head_dim
-    attention = 6 * SHAPE.num_hidden_layers * width * float((lengths**2).sum())
+    with torch.device("meta"):
+        blocks = sum(p.numel() for p in Decoder(shape).layers.parameters() if p.ndim == 2)
+    supervised = supervised_tokens(tokens(), examples)
+    head = shape.vocab_size * shape.hidden_size
+    width = shape.num_attention_heads * shape.head_dim
+    attention = 6 * shape.num_hidden_layers * width * float((lengths**2).sum())
     return 6 * (blocks * float(lengths.sum()) + head * supervised) + attention

@@ -1,0 +1,53 @@
+"""The contestants of the training benchmark train the same."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_training, results, textbook, workload
+from simple_llama.model.config import ModelConfig
+
+SMALL = workload.SHAPES["0.5M"]
+GROUPED = workload._shape(32, 88, 2, 4, key_heads=2, vocabulary=9000, tied=True)
+
+
+@pytest.fixture(autouse=True)
+def same_data_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIMPLE_LLAMA_DATA", raising=False)
+    workload.tokens.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [SMALL, GROUPED], ids=["equal heads", "grouped and tied"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_textbook_loop_has_our_losses(shape: ModelConfig, packing: bool) -> None:
+    mine = bench_training.ours(3, 0.0, shape, precision="fp32", packing=packing, weight_decay=0.0)
+    theirs = textbook.train(3, 0.0, shape)
+    assert [step.tokens for step in mine] == [step.tokens for step in theirs]
+    assert mine[0].loss == pytest.approx(theirs[0].loss, abs=1e-5)
+    # it decays norms and embeddings as well
+    assert [step.loss for step in mine] == pytest.approx([s.loss for s in theirs], abs=1e-3)
+    assert mine[2].loss < mine[0].loss
+
+
+@pytest.mark.slow
+def test_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "RESULTS.md"
+    written.write_text("# Measured\n")
+    monkeypatch.setattr(results, "RESULTS", written)
+    monkeypatch.setattr(results, "installed", lambda package: None)
+    command = ["bench_training", "--rounds", "1", "--steps", "2", "--shape", "0.5M"]
+    monkeypatch.setattr(sys, "argv", command)
+    bench_training.main()
+    table = written.read_text()
+    assert "python -m benchmarks.bench_training --rounds 1" in table
+    rows = re.findall(
+        r"^  (ours|textbook) +[\d,]+ +[\d.]+ +\([\d.]+ to [\d.]+\) +[\d.]+ GB +\d+\.\d+ \d",
+        table,
+        re.M,
+    )
+    assert rows == ["ours", "textbook"] * 2
