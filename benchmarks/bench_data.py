@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import yaml
 from benchmarks import results
 
 DEMO = Path("data/raw/demo_sft.json")
-PEERS_SEE = 10_000
+PEERS_SEE = 30_000
 """Conversations that are encoded in turns."""
 ROUNDS = 5
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -75,19 +76,15 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
     """
     from tokenizers import Tokenizer
 
-    from simple_llama.data.prompt import ChatTokenizer
+    from simple_llama.data.workers import cores
 
     messages = [list(as_messages(row)) for row in rows]
+    batches = [messages[start : start + 1024] for start in range(0, len(messages), 1024)]
     texts = [as_texts(row) for row in rows]
 
     def ours() -> Work:
-        chat = ChatTokenizer.from_path(
-            path, prompt_format="simple_llama", system_prompt=SYSTEM_PROMPT
-        )
-        batches = [messages[start : start + 1024] for start in range(0, len(messages), 1024)]
-        return lambda: [
-            len(ids) for batch in batches for ids, _ in chat.encode(batch, "last_reply")
-        ]
+        encode = encoder(path)
+        return lambda: [encode(batch) for batch in batches]
 
     def one_by_one() -> Work:
         plain = Tokenizer.from_file(str(path))
@@ -98,7 +95,8 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
     contestants: dict[str, Callable[[], Work]] = {"ours": ours, "one by one": one_by_one}
     if results.installed("datasets"):
         contestants["datasets.map"] = lambda: mapped(Tokenizer.from_file(str(path)), texts)
-    tokens = sum(ours()())
+    tokens = sum(len(batch.ids) for batch in ours()())
+    on_all_cores: list[float] = []
     print(
         f"encoding {len(rows):,} conversations ({data}), {tokens:,} tokens, medians of {ROUNDS} "
         f"rounds"
@@ -111,6 +109,7 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
             begin = time.perf_counter(), time.process_time()
             encode()
             seconds[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+        on_all_cores.append(shared(path, batches))
     for name, times in seconds.items():
         speed, busy = (tokens / statistics.median(column) for column in zip(*times))
         ratios = [theirs[0] / mine[0] for theirs, mine in zip(times, seconds["ours"])]
@@ -125,7 +124,33 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
         )
     if "datasets.map" not in contestants:
         print("  datasets is not installed: left out")
-    return tokens / statistics.median(column[0] for column in seconds["one by one"])
+    alone = [times[0] for times in seconds["one by one"]]
+    ratios = [theirs / mine for theirs, mine in zip(alone, on_all_cores, strict=True)]
+    print(
+        f"  ours in {cores()} processes, as tokenize does: "
+        f"{tokens / statistics.median(on_all_cores):,.0f} tok/s, {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}) x one by one"
+    )
+    return tokens / statistics.median(alone)
+
+
+def encoder(path: Path) -> Callable[[Any], Any]:
+    """Encodes conversations: ids, mask and lengths."""
+    from simple_llama.data.prompt import ChatTokenizer
+
+    chat = ChatTokenizer.from_path(path, prompt_format="simple_llama", system_prompt=SYSTEM_PROMPT)
+    return partial(chat.encode_batch, supervise="last_reply")
+
+
+def shared(path: Path, batches: list[Any]) -> float:
+    """Seconds in which processes that have started, but seen no text, encode the batches."""
+    from simple_llama.data.workers import Workers, cores
+
+    with Workers(partial(encoder, path), cores()) as workers:
+        list(workers.in_order([batches[0][:1]] * cores(), list))
+        begin = time.perf_counter()
+        list(workers.in_order(batches, list))
+        return time.perf_counter() - begin
 
 
 def mapped(tokenizer: Any, texts: list[tuple[str, str]]) -> Work:
