@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,13 +24,13 @@ def same_data_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [SMALL, GROUPED], ids=["equal heads", "grouped and tied"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_textbook_loop_has_our_losses(shape: ModelConfig, packing: bool) -> None:
-    mine = bench_training.ours(3, 0.0, shape, precision="fp32", packing=packing, weight_decay=0.0)
-    theirs = textbook.train(3, 0.0, shape)
+    settings: dict[str, Any] = {"precision": "fp32", "packing": packing, "min_lr": 0.0}
+    mine = bench_training.ours(4, 0.0, shape, **settings)
+    still = bench_training.ours(4, 0.0, shape, **settings, max_lr=1e-9)
+    theirs = textbook.train(4, 0.0, shape)
     assert [step.tokens for step in mine] == [step.tokens for step in theirs]
-    assert mine[0].loss == pytest.approx(theirs[0].loss, abs=1e-5)
-    # it decays norms and embeddings as well
-    assert [step.loss for step in mine] == pytest.approx([s.loss for s in theirs], abs=1e-3)
-    assert mine[2].loss < mine[0].loss
+    assert [step.loss for step in mine] == pytest.approx([s.loss for s in theirs], abs=2e-5)
+    assert abs(mine[3].loss - still[3].loss) > 1e-4, "what the updates change would show"
 
 
 @pytest.mark.slow
