@@ -197,7 +197,7 @@ def run_stage(name: str, work: Path, number: int) -> float:
         env=environment,
         stdout=subprocess.DEVNULL,
     )
-    # of this child alone: RUSAGE_CHILDREN would give the largest of all
+    # of the largest of this child and its own; RUSAGE_CHILDREN would give that of all stages
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     if status:
@@ -206,7 +206,7 @@ def run_stage(name: str, work: Path, number: int) -> float:
     busy = usage.ru_utime + usage.ru_stime
     print(
         f"{name}: {seconds:.1f} s, {busy:.1f} s of CPU, "
-        f"peak memory {usage.ru_maxrss * unit / 1e9:.2f} GB\n"
+        f"peak memory of a process {usage.ru_maxrss * unit / 1e9:.2f} GB\n"
         f"  {number / seconds * 60:,.0f} conversations/min, {number / busy * 60:,.0f} a core",
         flush=True,
     )
