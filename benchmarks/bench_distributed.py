@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import workload
 from benchmarks.results import section
 from simple_llama.data.batches import collate
 from simple_llama.data.tokens import Tokens
-from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.params import Params, TrainParams
@@ -26,21 +26,7 @@ from simple_llama.training.loss import summed_loss
 from simple_llama.training.optimizer import AdamW
 from simple_llama.training.preflight import peak_memory
 
-CONFIG = ModelConfig(
-    vocab_size=8192,
-    hidden_size=768,
-    intermediate_size=2048,
-    num_hidden_layers=14,
-    num_attention_heads=12,
-    num_key_value_heads=4,
-    head_dim=64,
-    max_position_embeddings=1024,
-    rms_norm_eps=1e-5,
-    rope_theta=1e4,
-    tie_word_embeddings=True,
-    attention_bias=False,
-    mlp_bias=False,
-)
+CONFIG = workload.SHAPES["94.4M"]
 EXAMPLES, LENGTH, STEPS = 4, 256, 2
 """Of a rank's micro-batch, and steps that are timed."""
 

@@ -49,6 +49,7 @@ def _shape(
 SHAPES = {
     "0.5M": _shape(32, 88, 2, 4),
     "9.0M": _shape(256, 704, 6, 8),
+    "94.4M": _shape(768, 2048, 14, 12, key_heads=4, tied=True),
     "135M": _shape(576, 1536, 30, 9, key_heads=3, vocabulary=49152, tied=True),
     "1.3B": _shape(2048, 5632, 24, 32),
 }

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from benchmarks import bench_training, results, textbook, workload
 from simple_llama.model.config import ModelConfig
 
 SMALL = workload.SHAPES["0.5M"]
-GROUPED = workload._shape(32, 88, 2, 4, key_heads=2, vocabulary=9000, tied=True)
+GROUPED = replace(SMALL, num_key_value_heads=2, vocab_size=9000, tie_word_embeddings=True)
 
 
 @pytest.fixture(autouse=True)
