@@ -19,7 +19,8 @@ from simple_llama.data.tokens import Tokens
 Indices = NDArray[np.int64]
 
 EVEN = 64
-"""Packed rows are padded to a multiple of it: matrix products of few shapes are faster."""
+"""Packed rows, and on a CPU the rows of logits, are padded to a multiple of it: matrix products of
+few shapes are faster."""
 
 
 @lru_cache(maxsize=2)
@@ -183,8 +184,7 @@ def collate(
     *,
     packing: bool = False,
 ) -> MicroBatch:
-    """Examples as one micro-batch, padded or packed; without any, one input that predicts
-    nothing."""
+    """Examples as one micro-batch, padded or packed; without any, padding that predicts nothing."""
     lengths = tokens.lengths[examples] - 1  # the last token is never an input
     longest = int(lengths.max(initial=1))
     offsets = None

@@ -25,9 +25,7 @@ from simple_llama.files import atomic_write
 from simple_llama.params import TokenizeParams
 
 Messages = Sequence[Sequence[Message]]
-Encoded = Iterator[tuple[list[Example], EncodedBatch]]
-Encode = Callable[[Iterable[list[Example]]], Iterator[tuple[list[Example], EncodedBatch]]]
-"""Each batch with its ids."""
+EncodedBatches = Iterator[tuple[list[Example], EncodedBatch]]
 
 SPLITS = ("train", "val")
 BATCH_EXAMPLES = 1024
@@ -107,7 +105,7 @@ class _Split:
         self.ids.close()
         self.mask.close()
 
-    def add(self, encoded: Encoded, max_seq_len: int) -> Iterator[tuple[Example, int]]:
+    def add(self, encoded: EncodedBatches, max_seq_len: int) -> Iterator[tuple[Example, int]]:
         """Spill what fits; yields what is too long, with its length. InputError if all are."""
         row = 0
         shortest = math.inf
@@ -159,7 +157,7 @@ class _Split:
 @contextmanager
 def _encoding(
     params: TokenizeParams, tokenizer: ChatTokenizer, size: int
-) -> Iterator[Callable[[Iterable[list[Example]]], Encoded]]:
+) -> Iterator[Callable[[Iterable[list[Example]]], EncodedBatches]]:
     """What encodes batches: on all cores, where so many bytes are worth it."""
     processes = min(cores(), MOST_PROCESSES) if size >= WORTH else 1
     if processes > 1:

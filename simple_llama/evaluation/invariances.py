@@ -6,9 +6,10 @@ for. Few examples are looked at, so that a small model takes seconds.
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,40 +103,26 @@ def micro_batching(
 def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams) -> Check:
     """A step's loss, padded to the longest of each micro-batch and padded to max_seq_len."""
     examples = first_step(tokens, params)[: max(2, STEP_TOKENS // params.max_seq_len)]
-    losses = []
-    for pad_to in (None, params.max_seq_len):
-        batches = micro_batches(
-            tokens,
-            examples,
-            budget=params.micro_batch_tokens,
-            pad_id=tokenizer.pad_id,
-            pad_to=pad_to,
-        )
-        losses.append(_mean_loss(model, list(batches)))
-    return Check(
-        name="padding keeps the loss",
-        difference=float(np.ptp(losses)),
-        unit="nats per token",
-        tolerance=LOSS_TOLERANCE,
+    batches = partial(
+        micro_batches, tokens, examples, budget=params.micro_batch_tokens, pad_id=tokenizer.pad_id
     )
+    ways = batches(), batches(pad_to=params.max_seq_len)
+    return _same_loss("padding keeps the loss", model, ways)
 
 
 def packing(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams) -> Check:
     """A step's loss, padded and with several examples end to end in one row."""
     examples = first_step(tokens, params)
     several = max(params.micro_batch_tokens, 2 * int(tokens.lengths[examples].max()))
-    losses = []
-    for packed in (False, True):
-        batches = micro_batches(
-            tokens,
-            examples,
-            budget=several,
-            pad_id=tokenizer.pad_id,
-            packing=packed,
-        )
-        losses.append(_mean_loss(model, list(batches)))
+    batches = partial(micro_batches, tokens, examples, budget=several, pad_id=tokenizer.pad_id)
+    return _same_loss("packing keeps the loss", model, (batches(), batches(packing=True)))
+
+
+def _same_loss(name: str, model: Decoder, ways: Iterable[Iterator[MicroBatch]]) -> Check:
+    """How far the losses of the same examples, put into micro-batches in several ways, differ."""
+    losses = [_mean_loss(model, list(way)) for way in ways]
     return Check(
-        name="packing keeps the loss",
+        name=name,
         difference=float(np.ptp(losses)),
         unit="nats per token",
         tolerance=LOSS_TOLERANCE,

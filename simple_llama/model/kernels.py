@@ -196,9 +196,9 @@ def _blocks(offsets: list[int], groups: int, share: int) -> Iterator[_Block]:
                 )
 
 
-def even_rows(x: Tensor) -> Tensor:
-    """x (S, D), below it rows of zeros for GRAIN's sake."""
-    return F.pad(x, (0, 0, 0, -len(x) % (2 * GRAIN))) if runs_here(x) else x
+def even_rows(x: Tensor, multiple: int) -> Tensor:
+    """x (S, D), below it zeros to a multiple of so many rows, for the sake of few shapes."""
+    return F.pad(x, (0, 0, 0, -len(x) % multiple)) if runs_here(x) else x
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simple_llama.data.batches import Indices, MicroBatch, micro_batches
+from simple_llama.data.batches import EVEN, Indices, MicroBatch, micro_batches
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
@@ -29,7 +29,7 @@ def summed_loss(
 
     `forward` may be a compiled form of the model.
     """
-    logits = model.lm_head(even_rows(_supervised(model, batch, forward)))
+    logits = model.lm_head(even_rows(_supervised(model, batch, forward), EVEN))
     return summed_cross_entropy(logits, batch.targets)
 
 
