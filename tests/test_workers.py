@@ -70,6 +70,7 @@ from simple_llama.data.workers import Workers
 from simple_llama.errors import one_line_errors
 from tests.test_workers import works
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells ignore it
     with one_line_errors(), Workers(partial(works, 1), 2) as workers:
         for number, (_, pid) in enumerate(workers.in_order(itertools.repeat(2_000), int)):
             if number < 20:
