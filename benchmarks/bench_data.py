@@ -127,7 +127,7 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
     alone = [times[0] for times in seconds["one by one"]]
     ratios = [theirs / mine for theirs, mine in zip(alone, on_all_cores, strict=True)]
     print(
-        f"  ours in {cores()} processes, as tokenize does: "
+        f"  ours in {cores()} processes: "
         f"{tokens / statistics.median(on_all_cores):,.0f} tok/s, {statistics.median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}) x one by one"
     )
@@ -147,9 +147,9 @@ def shared(path: Path, batches: list[Any]) -> float:
     from simple_llama.data.workers import Workers, cores
 
     with Workers(partial(encoder, path), cores()) as workers:
-        list(workers.in_order([batches[0][:1]] * cores(), list))
+        list(workers.in_order([batches[0][:1]] * cores()))
         begin = time.perf_counter()
-        list(workers.in_order(batches, list))
+        list(workers.in_order(batches))
         return time.perf_counter() - begin
 
 

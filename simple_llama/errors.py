@@ -1,19 +1,48 @@
-"""What a user can mend: one line, exit code 1, no traceback."""
+"""What ends a command: one line for what a user can mend, exit code 1, no traceback."""
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class InputError(ValueError):
     """Something a user gave is wrong; the message says what, where, what was found and wanted."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def terminated_by_signal() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated: the default leaves half of everything behind and
+    says nothing to anyone. Only a main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn an InputError, or a file the system refuses, into one line on stderr and exit code 1."""
     try:
-        yield
+        with terminated_by_signal():
+            yield
     except InputError as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ def main() -> None:
     with one_line_errors():
         params = Params().section(TokenizeParams)
         # on a terminal, and if it takes longer than 3 seconds
-        watch = partial(tqdm, desc="tokenize", unit=" examples", delay=3, disable=None)
+        watch = partial(tqdm, desc="tokenize", unit=" MB", delay=3, disable=None)
         tokenizer = open_tokenizer(params)
         print(tokenizer.description, flush=True)
         report = tokenize(params, tokenizer, "data/prepared", "data/tokens", watch)

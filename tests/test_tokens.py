@@ -68,7 +68,7 @@ def expected(tokenizer: Path) -> list[Any]:
 def test_what_is_read_is_what_was_encoded(
     prepared: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_EXAMPLES", 7)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
     report = tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
     read = Tokens.read(prepared / "tokens/train.safetensors")
     memory = Tokens.from_examples(expected(tiny_tokenizer))
@@ -123,7 +123,7 @@ def test_on_several_cores_it_writes_the_same_bytes(
     limit = sorted(len(ids) for ids, _ in expected(tiny_tokenizer))[12]
     chosen = params(tiny_tokenizer, max_seq_len=limit)
     alone = tokenize(chosen, prepared, prepared / "one")
-    monkeypatch.setattr(module, "BATCH_EXAMPLES", 2)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 400)
     monkeypatch.setattr(module, "WORTH", 0)
     monkeypatch.setattr(module, "cores", lambda: 2)
     assert tokenize(chosen, prepared, prepared / "two") == alone

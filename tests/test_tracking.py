@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from simple_llama import tracking
+from simple_llama.errors import Terminated, terminated_by_signal
 from simple_llama.params import TrackingParams
 from simple_llama.process import main_root, process_start
 from simple_llama.tracking import journal, origin, run, store
 from simple_llama.tracking.journal import Call, Outbox, Refused, Spool
 from simple_llama.tracking.location import Location
-from simple_llama.tracking.run import Terminated, status_of
+from simple_llama.tracking.run import status_of
 from simple_llama.tracking.stored_run import StoredRun
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -545,7 +546,7 @@ def test_statuses_are_true(database: Path, client: Any) -> None:
     with pytest.raises(ValueError), train() as run:
         raise ValueError("a non-finite loss")
     assert status(run) == ("FAILED", "ValueError: a non-finite loss")
-    with pytest.raises(SystemExit) as ended, train() as run:
+    with pytest.raises(SystemExit) as ended, terminated_by_signal(), train() as run:
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
     assert ended.value.code == 143

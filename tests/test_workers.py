@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -38,10 +39,10 @@ def test_results_come_in_order_and_batches_are_read_as_they_are_needed() -> None
             yield number
 
     with Workers(partial(works, 3), 2) as workers:
-        results = workers.in_order(numbers(), int)
-        assert next(results) == (0, 0)
+        results = workers.in_order(numbers())
+        assert next(results) == 0
         assert len(read) == 2 * AHEAD + 1
-        assert list(results) == [(number, 3 * number) for number in range(1, 50)]
+        assert list(results) == [3 * number for number in range(1, 50)]
 
 
 def test_the_first_batch_that_fails_is_the_one_that_is_named() -> None:
@@ -50,17 +51,17 @@ def test_the_first_batch_that_fails_is_the_one_that_is_named() -> None:
         pytest.raises(InputError, match=r"^-7 is negative$"),
         Workers(partial(works, 1), 2) as workers,
     ):
-        for batch, _ in workers.in_order([1, 2, -7, -8, 3], int):
-            given.append(batch)
+        for result in workers.in_order([1, 2, -7, -8, 3]):
+            given.append(result)
     assert given == [1, 2]
 
 
 def test_a_killed_process_is_one_line() -> None:
     with (
-        pytest.raises(InputError, match="one of 2 encoding processes was killed, wanted enough"),
+        pytest.raises(InputError, match="one of 2 encoding processes was killed, as the system"),
         Workers(partial(works, 1), 2) as workers,
     ):
-        list(workers.in_order([1, 1_000, 2], int))
+        list(workers.in_order([1, 1_000, 2]))
 
 
 PARENT = """
@@ -68,27 +69,35 @@ import itertools, os, signal, sys
 from functools import partial
 from simple_llama.data.workers import Workers
 from simple_llama.errors import one_line_errors
+from simple_llama.files import atomic_write
 from tests.test_workers import works
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells ignore it
-    with one_line_errors(), Workers(partial(works, 1), 2) as workers:
-        for number, (_, pid) in enumerate(workers.in_order(itertools.repeat(2_000), int)):
+    with one_line_errors(), atomic_write("written"), Workers(partial(works, 1), 2) as workers:
+        for number, pid in enumerate(workers.in_order(itertools.repeat(2_000))):
             if number < 20:
                 print(pid, flush=True)
             elif number == 20:
-                sys.argv[1] == "group" and os.killpg(0, signal.SIGINT)
-                sys.argv[1] == "parent" and os.kill(os.getpid(), signal.SIGKILL)
+                kill = os.killpg if sys.argv[1] == "group" else os.kill
+                kill(os.getpid(), signal.Signals[sys.argv[2]])
 """
 
 
-@pytest.mark.parametrize(("victim", "code"), [("group", 130), ("parent", -signal.SIGKILL)])
-def test_whether_interrupted_or_killed_it_leaves_no_process(
-    victim: str, code: int, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(
+    ("victim", "number", "code"),
+    [
+        ("group", signal.SIGINT, 130),
+        ("parent", signal.SIGTERM, 143),
+        ("parent", signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_whether_interrupted_ended_or_killed_it_leaves_no_process(
+    victim: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    script = tmp_path_factory.mktemp("parent") / "parent.py"
-    script.write_text(PARENT)
+    (tmp_path / "parent.py").write_text(PARENT)
     done = subprocess.run(
-        [sys.executable, script, victim],
+        [sys.executable, "parent.py", victim, number.name],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
         capture_output=True,
@@ -97,7 +106,6 @@ def test_whether_interrupted_or_killed_it_leaves_no_process(
         timeout=60,
     )
     assert done.returncode == code
-    assert "Traceback" not in done.stderr
     pids = {int(line) for line in done.stdout.split()}
     assert (
         pids
@@ -105,3 +113,6 @@ def test_whether_interrupted_or_killed_it_leaves_no_process(
             [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
         )[1]
     )
+    if number != signal.SIGKILL:
+        assert done.stderr == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["parent.py"], "nothing half-written"

@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,26 +15,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simple_llama.data.examples import Example, read_examples
-from simple_llama.data.prompt import ChatTokenizer, EncodedBatch
-from simple_llama.data.prompt_formats import Message
+from simple_llama.data.examples import block_examples
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.rows import Block, read_blocks
 from simple_llama.data.tokens import DTYPES, FIELDS
 from simple_llama.data.workers import Workers, cores
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import TokenizeParams
 
-Messages = Sequence[Sequence[Message]]
-EncodedBatches = Iterator[tuple[list[Example], EncodedBatch]]
-
 SPLITS = ("train", "val")
-BATCH_EXAMPLES = 1024
-BATCH_CHARACTERS = 2**20
-MOST_PROCESSES = 4
-"""More would wait for this one, which reads and writes."""
+BLOCK_BYTES = 2**20
+"""Of prepared conversations that are encoded at once: neither short nor long ones fill memory."""
+MOST_PROCESSES = 16
+"""More would wait for this one, which reads and writes: a twentieth of the work."""
 WORTH = 2**25
 """Bytes of prepared conversations from which on processes, which take a second to start, save
 time."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The examples of a block that fit, as they stand in the file, and what the report says."""
+
+    ids: bytes
+    mask: bytes
+    lengths: NDArray[np.int64]
+    """(E,) tokens of each that fits."""
+    rows: NDArray[np.int64]
+    """(E,) which of the block's examples they are."""
+    dropped: list[tuple[str, int]]
+    """Id and length of those that are too long."""
+    supervised: int
+    """Tokens that are targets of the loss."""
+    unknown: int
+    """Tokens that stand for text the vocabulary lacks."""
 
 
 def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
@@ -52,28 +67,34 @@ def tokenize(
     tokenizer: ChatTokenizer,
     prepared: str | Path,
     folder: str | Path,
-    watch: Callable[[Iterable[Example]], Iterable[Example]] = iter,
+    watch: Callable[..., Iterable[Block]] = lambda blocks, total: blocks,
 ) -> dict[str, Any]:
     """Write the token arrays, dropped.jsonl and the tokenizer into `folder`.
 
     The report of reports/tokenize.json. Flat memory but for 16 bytes an example; the tokens wait
-    in unnamed temporary files in `folder`. Raises InputError where a split stays empty.
+    in unnamed temporary files in `folder`. `watch` wraps the blocks of a split, of which there are
+    `total`, to show progress. Raises InputError where a split stays empty.
     """
     prepared, folder = Path(prepared), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    size = sum((prepared / f"{name}.jsonl").stat().st_size for name in SPLITS)
+    sources = {name: prepared / f"{name}.jsonl" for name in SPLITS}
+    sizes = {name: source.stat().st_size for name, source in sources.items()}
     with ExitStack() as stack:
-        encoded = stack.enter_context(_encoding(params, tokenizer, size))
+        encode = stack.enter_context(_encoding(params, tokenizer, sum(sizes.values())))
         dropped = stack.enter_context(atomic_write(folder / "dropped.jsonl"))
         splits = {
-            name: stack.enter_context(_Split(prepared / f"{name}.jsonl", folder, tokenizer))
-            for name in SPLITS
+            name: stack.enter_context(_Split(folder, _ids_dtype(tokenizer))) for name in SPLITS
         }
-        for name, split in splits.items():
-            batches = _batches(watch(read_examples(split.source)))
-            for example, length in split.add(encoded(batches), params.max_seq_len):
-                record = {"id": example.id, "split": name, "length": length}
-                dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
+        for name, source in sources.items():
+            blocks = watch(
+                read_blocks(source, BLOCK_BYTES), total=math.ceil(sizes[name] / BLOCK_BYTES)
+            )
+            for encoded in encode(blocks):
+                splits[name].add(encoded)
+                for example_id, length in encoded.dropped:
+                    record = {"id": example_id, "split": name, "length": length}
+                    dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
+            splits[name].check(source, params.max_seq_len)
         for name, split in splits.items():
             split.write(folder / f"{name}.safetensors")
     tokenizer.save(folder / "tokenizer")
@@ -84,17 +105,15 @@ def tokenize(
 class _Split:
     """One split on its way to its file."""
 
-    source: Path
     folder: Path
-    tokenizer: ChatTokenizer
+    dtype_name: str
     starts: "array[int]" = field(default_factory=lambda: array("q", [0]))
     rows: "array[int]" = field(default_factory=lambda: array("q"))
+    examples: int = 0
+    shortest_dropped: float = math.inf
+    dropped: int = 0
     supervised: int = 0
     unknown: int = 0
-    dropped: int = 0
-
-    def __post_init__(self) -> None:
-        self.dtype_name = _smallest_dtype(self.tokenizer.vocab_size)
 
     def __enter__(self) -> "_Split":
         self.ids = tempfile.TemporaryFile(dir=self.folder)
@@ -105,37 +124,26 @@ class _Split:
         self.ids.close()
         self.mask.close()
 
-    def add(self, encoded: EncodedBatches, max_seq_len: int) -> Iterator[tuple[Example, int]]:
-        """Spill what fits; yields what is too long, with its length. InputError if all are."""
-        row = 0
-        shortest = math.inf
-        for batch, tokens in encoded:
-            fits = tokens.lengths <= max_seq_len
-            for place in np.flatnonzero(~fits):
-                length = int(tokens.lengths[place])
-                self.dropped += 1
-                shortest = min(shortest, length)
-                yield batch[place], length
-            self._spill(tokens, fits, row)
-            row += len(batch)
+    def add(self, encoded: Encoded) -> None:
+        """What comes next in it."""
+        self.ids.write(encoded.ids)
+        self.mask.write(encoded.mask)
+        self.starts.extend((self.starts[-1] + np.cumsum(encoded.lengths)).tolist())
+        self.rows.extend((self.examples + encoded.rows).tolist())
+        self.examples += len(encoded.rows) + len(encoded.dropped)
+        self.dropped += len(encoded.dropped)
+        lengths = (length for _, length in encoded.dropped)
+        self.shortest_dropped = min(self.shortest_dropped, *lengths, math.inf)
+        self.supervised += encoded.supervised
+        self.unknown += encoded.unknown
+
+    def check(self, source: Path, max_seq_len: int) -> None:
+        """Raises InputError where nothing fits."""
         if not self.rows:
             raise InputError(
-                f"{self.source}: every one of its {row} examples is longer than max_seq_len "
-                f"({max_seq_len} tokens); the shortest has {shortest}"
+                f"{source}: every one of its {self.examples} examples is longer than max_seq_len "
+                f"({max_seq_len} tokens); the shortest has {self.shortest_dropped}"
             )
-
-    def _spill(self, batch: EncodedBatch, fits: NDArray[np.bool_], row: int) -> None:
-        """Those examples of a batch, whose first is this row, that fit."""
-        taken = np.repeat(fits, batch.lengths)
-        ids, mask = batch.ids[taken], batch.mask[taken]
-        self.ids.write(ids.astype(DTYPES[self.dtype_name]).tobytes())
-        self.mask.write(mask.tobytes())
-        ends = self.starts[-1] + np.cumsum(batch.lengths[fits])
-        self.starts.extend(ends.tolist())
-        self.rows.extend((row + np.flatnonzero(fits)).tolist())
-        self.supervised += int(np.count_nonzero(mask))
-        if self.tokenizer.unk_id is not None:
-            self.unknown += int(np.count_nonzero(ids == self.tokenizer.unk_id))
 
     def write(self, path: Path) -> None:
         """The safetensors file: header, then the fields in the order of FIELDS."""
@@ -157,23 +165,35 @@ class _Split:
 @contextmanager
 def _encoding(
     params: TokenizeParams, tokenizer: ChatTokenizer, size: int
-) -> Iterator[Callable[[Iterable[list[Example]]], EncodedBatches]]:
-    """What encodes batches: on all cores, where so many bytes are worth it."""
+) -> Iterator[Callable[[Iterable[Block]], Iterator[Encoded]]]:
+    """What encodes blocks: on all cores, where so many bytes are worth it."""
     processes = min(cores(), MOST_PROCESSES) if size >= WORTH else 1
     if processes > 1:
         with Workers(partial(_encoder, params), processes) as workers:
-            yield partial(workers.in_order, needed=_messages)
+            yield workers.in_order
     else:
-        encode = partial(tokenizer.encode_batch, supervise=params.supervise)
-        yield lambda batches: ((batch, encode(_messages(batch))) for batch in batches)
+        yield partial(map, partial(encode_block, params, tokenizer))
 
 
-def _encoder(params: TokenizeParams) -> Callable[[Messages], EncodedBatch]:
-    return partial(open_tokenizer(params).encode_batch, supervise=params.supervise)
+def _encoder(params: TokenizeParams) -> Callable[[Block], Encoded]:
+    return partial(encode_block, params, open_tokenizer(params))
 
 
-def _messages(batch: list[Example]) -> Messages:
-    return [example.messages for example in batch]
+def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block) -> Encoded:
+    """The examples of a block. Raises InputError at a faulty one."""
+    examples = list(block_examples(block))
+    batch = tokenizer.encode_batch([one.messages for one in examples], params.supervise)
+    fits = batch.lengths <= params.max_seq_len
+    ids, mask = (array[np.repeat(fits, batch.lengths)] for array in (batch.ids, batch.mask))
+    return Encoded(
+        ids=ids.astype(DTYPES[_ids_dtype(tokenizer)]).tobytes(),
+        mask=mask.tobytes(),
+        lengths=batch.lengths[fits],
+        rows=np.flatnonzero(fits),
+        dropped=[(examples[row].id, int(batch.lengths[row])) for row in np.flatnonzero(~fits)],
+        supervised=int(np.count_nonzero(mask)),
+        unknown=0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id)),
+    )
 
 
 def _report(train: _Split, val: _Split) -> dict[str, Any]:
@@ -192,22 +212,10 @@ def _report(train: _Split, val: _Split) -> dict[str, Any]:
     }
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """By number and by size, so that neither short nor long conversations fill the memory."""
-    batch: list[Example] = []
-    characters = 0
-    for example in examples:
-        batch.append(example)
-        characters += sum(len(message["content"]) for message in example.messages)
-        if len(batch) == BATCH_EXAMPLES or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _smallest_dtype(vocab_size: int) -> str:
-    return next(name for name in FIELDS["ids"] if vocab_size - 1 <= np.iinfo(DTYPES[name]).max)
+def _ids_dtype(tokenizer: ChatTokenizer) -> str:
+    """The smallest."""
+    highest = tokenizer.vocab_size - 1
+    return next(name for name in FIELDS["ids"] if highest <= np.iinfo(DTYPES[name]).max)
 
 
 def _header(shapes: dict[str, tuple[str, int]]) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simple_llama.data.formats import Conversation, ConversationReader, Message
-from simple_llama.data.rows import Row, RowError, read_rows
+from simple_llama.data.rows import Block, Row, RowError, block_rows, read_rows
 from simple_llama.errors import InputError
 
 FORBIDDEN = re.compile("[\0\ud800-\udfff]")
@@ -54,8 +54,17 @@ def read_examples(path: str | Path, system_prompt: str = "") -> Iterator[Example
 
     Raises InputError at the first faulty row.
     """
+    return _sound(path, read_rows(path), system_prompt)
+
+
+def block_examples(block: Block) -> Iterator[Example]:
+    """The same of a part of train.jsonl or val.jsonl."""
+    return _sound(block.path, block_rows(block), "")
+
+
+def _sound(path: str | Path, rows: Iterator[Row], system_prompt: str) -> Iterator[Example]:
     read = ConversationReader()
-    for row in read_rows(path):
+    for row in rows:
         try:
             example = to_example(row, read, system_prompt)
         except RowError as error:

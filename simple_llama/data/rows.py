@@ -6,6 +6,7 @@ the rest is read on.
 """
 
 import codecs
+import io
 import json
 import math
 import re
@@ -51,6 +52,18 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines of a JSONL file, which can be read apart from the rest."""
+
+    path: Path
+    first: int
+    """The first line's number in the file."""
+    offset: int
+    """Where that begins, in bytes."""
+    lines: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RepeatedKey:
     """Stands for a JSON object in which a key stands twice: none of the two can be chosen."""
 
@@ -69,6 +82,29 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 yield from (_array_rows if is_array else _line_rows)(file, name, data)
     except OSError as error:  # reading names no file
         raise InputError(f"{error.filename or file}: {error.strerror}") from None
+
+
+def read_blocks(path: str | Path, size: int) -> Iterator[Block]:
+    """A JSONL file in pieces of about so many bytes. Raises InputError."""
+    path = Path(path)
+    first = offset = 0
+    try:
+        with opened(path) as file:
+            while lines := file.read(size):
+                lines += file.readline(MAX_ROW + 1)
+                yield Block(path, first, offset, lines)
+                first += lines.count(b"\n")
+                offset += len(lines)
+        if not offset:
+            raise InputError(f"{path}: an empty file, wanted conversations as JSONL")
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def block_rows(block: Block) -> Iterator[Row]:
+    """Its rows, as read_rows gives them. Raises InputError."""
+    file = io.BytesIO(block.lines)
+    return _line_rows(block.path, block.path.name, file, block.first, block.offset)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:
@@ -105,15 +141,17 @@ def _first_byte(path: Path, file: BinaryIO) -> bytes:
     raise InputError(f"{path}: an empty file, wanted conversations as JSON or JSONL")
 
 
-def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
+def _line_rows(
+    path: Path, name: str, file: BinaryIO, first: int = 0, begin: int = 0
+) -> Iterator[Row]:
     """JSONL. A line that is no JSON is a row that says so; InputError if none is an object."""
     objects = 0
     problem = ""
-    for index, (offset, line, whole) in enumerate(_lines(file)):
+    for index, (offset, line, whole) in enumerate(_lines(file), first):
         try:
             text = line.decode("utf-8", "strict" if whole else "replace").strip(" \t\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(_not_utf8(path, offset + error.start)) from None
+            raise InputError(_not_utf8(path, begin + offset + error.start)) from None
         if not text:
             continue
         value = _parse_line(text) if whole else TOO_LONG

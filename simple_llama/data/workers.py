@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeVar
 from simple_llama.errors import InputError
 
 Batch = TypeVar("Batch")
-Need = TypeVar("Need")
 Result = TypeVar("Result")
 
 AHEAD = 2
@@ -25,13 +24,13 @@ _work: list[Callable[[Any], Any]] = []
 """What this process does, once it has started: a pool gives its initializer no other place."""
 
 
-class Workers(Generic[Need, Result]):
+class Workers(Generic[Batch, Result]):
     """Processes that each call `make` once and then what it returns, for one batch at a time.
 
-    A context: they end with it. `make`, what a batch needs and its result are pickled.
+    A context: they end with it. `make`, a batch and its result are pickled.
     """
 
-    def __init__(self, make: Callable[[], Callable[[Need], Result]], processes: int) -> None:
+    def __init__(self, make: Callable[[], Callable[[Batch], Result]], processes: int) -> None:
         self.processes = processes
         self._pool = ProcessPoolExecutor(
             processes,
@@ -41,34 +40,31 @@ class Workers(Generic[Need, Result]):
             initargs=(make,),
         )
 
-    def __enter__(self) -> "Workers[Need, Result]":
+    def __enter__(self) -> "Workers[Batch, Result]":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def in_order(
-        self, batches: Iterable[Batch], needed: Callable[[Batch], Need]
-    ) -> Iterator[tuple[Batch, Result]]:
-        """Each batch and the result for what is `needed` of it.
+    def in_order(self, batches: Iterable[Batch]) -> Iterator[Result]:
+        """The result for each batch.
 
         Raises what the work raises for the first batch that fails, and InputError where a process
         is killed.
         """
-        waiting: deque[tuple[Batch, Future[Result]]] = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
             for batch in batches:
                 with _uninterrupted():  # it may start a process
-                    waiting.append((batch, self._pool.submit(_do, needed(batch))))
+                    waiting.append(self._pool.submit(_do, batch))
                 if len(waiting) > AHEAD * self.processes:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
         except BrokenProcessPool:
             raise InputError(
-                f"one of {self.processes} encoding processes was killed, "
-                "wanted enough memory for all"
+                f"one of {self.processes} encoding processes was killed, as the system does where "
+                "memory is short: wanted more of it"
             ) from None
 
 
@@ -103,6 +99,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(need: Any) -> Any:
+def _do(batch: Any) -> Any:
     [work] = _work
-    return work(need)
+    return work(batch)

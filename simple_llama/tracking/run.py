@@ -1,16 +1,14 @@
 """A run as the stages see it: opened, logged to from the training loop, ended truthfully."""
 
 import dataclasses
-import signal
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
+from simple_llama.errors import Terminated
 from simple_llama.params import TrackingParams
 from simple_llama.tracking import origin
 from simple_llama.tracking.journal import Call, Outbox, Spool, milliseconds
@@ -48,13 +46,6 @@ class Identity:
     @classmethod
     def new(cls) -> Self:
         return cls(local_id=uuid.uuid4().hex, started=milliseconds())
-
-
-class Terminated(SystemExit):
-    """SIGTERM arrived."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
 
 
 class Run:
@@ -234,14 +225,13 @@ def _opening(params: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, An
 
 @contextmanager
 def _running(settings: TrackingParams, opening: Call) -> Iterator[Run]:
-    with _terminated_by_signal():
-        run = Run(settings, opening)
-        try:
-            yield run
-        except BaseException as error:
-            run._end(*status_of(error))
-            raise
-        run._end(*status_of(None))
+    run = Run(settings, opening)
+    try:
+        yield run
+    except BaseException as error:
+        run._end(*status_of(error))
+        raise
+    run._end(*status_of(None))
 
 
 def status_of(error: BaseException | None) -> tuple[str, str | None]:
@@ -251,23 +241,6 @@ def status_of(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, KeyboardInterrupt | Terminated):
         return "KILLED", "SIGTERM" if isinstance(error, Terminated) else "interrupted (Ctrl-C)"
     return "FAILED", f"{type(error).__name__}: {error}"[:1000]
-
-
-@contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """Turn SIGTERM into Terminated: the default ends the process without a word to anyone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

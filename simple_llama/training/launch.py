@@ -19,7 +19,6 @@ from simple_llama.model.device import claimed, devices
 from simple_llama.params import ExecutionParams
 from simple_llama.process import dvc_ancestor, ends_with
 from simple_llama.training.distributed import ALONE, Ranks, group
-from simple_llama.training.fate import ended_by_sigterm
 
 Work = Callable[[torch.device, Ranks], None]
 
@@ -54,7 +53,7 @@ def _as_rank(params: ExecutionParams, work: Work, sharded: bool) -> None:
     if os.environ["RANK"] != "0":  # one is enough to be heard
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         warnings.simplefilter("ignore")
-    with ended_by_sigterm(), group(kind, sharded=sharded) as ranks, ranks.failing_together():
+    with group(kind, sharded=sharded) as ranks, ranks.failing_together():
         work(device, ranks)
 
 
