@@ -127,6 +127,9 @@ def did_you_mean(key: object, known: dict[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
+    """As it may stand in the file, cut to one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     try:
         text = repr(value)
     except ValueError:  # Python prints no integer of more than 4300 digits

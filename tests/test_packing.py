@@ -153,7 +153,7 @@ def test_too_little_memory_halves_the_packed_tokens(monkeypatch: pytest.MonkeyPa
 
 def test_packing_and_padding_to_the_full_length_contradict_each_other() -> None:
     with pytest.raises(
-        InputError, match="packing: got True, wanted auto or false with dynamic_padding"
+        InputError, match="packing: got true, wanted auto or false with dynamic_padding"
     ):
         params(packing=True, dynamic_padding=False)
 
