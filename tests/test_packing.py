@@ -279,5 +279,5 @@ def test_compiled_and_packed_is_eager_and_packed(monkeypatch: pytest.MonkeyPatch
     settings = params(epochs=1, micro_batch_tokens=60, packing=True)
     eager, _, _ = run(settings)
     compiled, _, _ = run(params(**{**vars(settings), "enable_compilation": True}))
-    assert distance(weights(eager), weights(compiled)) < 1e-5
+    assert distance(weights(eager), weights(compiled)) < 1e-4
     assert 1 <= len(graphs) <= 3

@@ -543,7 +543,7 @@ def test_a_compiled_model_trains_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled, _, _ = run(params(enable_compilation=True, epochs=1))
     plain, _, _ = run(params(epochs=1))
     for mine, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
-        assert (mine - theirs).abs().max() < 1e-5
+        assert (mine - theirs).abs().max() < 1e-4
 
 
 def test_a_last_update_that_ruins_the_model_is_found_by_its_validation() -> None:
