@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simple_llama.data import rows
-from simple_llama.data.rows import RepeatedKey, RowError, read_rows
+from simple_llama.data.rows import RepeatedKey, RowError, block_rows, read_blocks, read_rows
 from simple_llama.errors import InputError
 
 JSON = st.recursive(
@@ -74,7 +74,7 @@ def test_an_array_cut_off_anywhere_is_refused(
         (b"PK\x03\x04\x00\x00", "UTF-16 or binary"),
         (b'[{"a": "caf\xe9"}]', r"not UTF-8 text \(byte 11\)"),
         (b'{"a": 1}\n{"a": "caf\xe9"}\n', r"not UTF-8 text \(byte 19\)"),
-        (b"id,question\n1,what?\n", r"neither a JSON array nor JSONL.*line 1: not JSON"),
+        (b"id,question\n1,what?\n", r"neither a JSON array nor JSONL.*file.json\[0\]: not JSON"),
         (b'{\n  "data": [\n    1\n  ]\n}\n', "neither a JSON array nor JSONL"),
         (b"17", "neither a JSON array nor JSONL"),
         (b'[{"a": 1}', "ends within the array, after file.json\\[0\\]: a truncated file?"),
@@ -232,3 +232,23 @@ def test_a_gzip_bomb_is_given_up_after_a_few_megabytes(tmp_path: Path) -> None:
         for _ in read_rows(write(tmp_path, bomb, "bomb.json.gz")):
             rows_read += 1
     assert 500 < rows_read < 5000
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 10_000])
+def test_a_file_read_in_blocks_has_the_same_rows(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "train.jsonl"
+    lines = [f'{{"id": {number}, "text": "{"é" * number}"}}\n' for number in range(20)]
+    path.write_text("".join(lines[:9]) + "\n \nnot JSON\n" + "".join(lines[9:]).rstrip("\n"))
+    blocks = list(read_blocks(path, size))
+    assert (len(blocks) > 1) == (size < 10_000)
+    assert b"".join(block.lines for block in blocks) == path.read_bytes()
+    in_blocks = [row for block in blocks for row in block_rows(block)]
+    assert [(row.id, str(row.value), row.text) for row in in_blocks] == [
+        (row.id, str(row.value), row.text) for row in read_rows(path)
+    ]
+
+
+def test_a_byte_that_is_no_utf8_is_found_in_its_block(tmp_path: Path) -> None:
+    path = write(tmp_path, b'{"a": 1}\n' * 9 + b'{"a": "\xff"}\n', "train.jsonl")
+    with pytest.raises(InputError, match=r"train.jsonl: not UTF-8 text \(byte 88\)"):
+        list(block_rows(list(read_blocks(path, 20))[-1]))

@@ -161,9 +161,10 @@ def test_a_split_that_ends_up_empty_stops_and_writes_nothing(
 
 
 def test_faulty_prepared_files_are_refused(prepared: Path, tiny_tokenizer: Path) -> None:
-    write_split(prepared, "val", [])
-    with pytest.raises(InputError, match=r"val.jsonl: an empty file"):
-        tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
+    for empty in ("", "\n \n"):
+        (prepared / "val.jsonl").write_text(empty)
+        with pytest.raises(InputError, match=r"val.jsonl: holds no examples"):
+            tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
     (prepared / "train.jsonl").write_text('{"messages": "?"}\n')
     with pytest.raises(InputError, match=r"train.jsonl\[0\]: 'messages' is text"):
         tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")

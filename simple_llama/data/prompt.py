@@ -225,12 +225,13 @@ class ChatTokenizer:
 
     def _assemble(self, conversations: list[list[Run]]) -> EncodedBatch:
         text_ids = self._encode_texts(conversations)
-        pieces: list[NDArray[np.uint32]] = []
+        pieces = [np.zeros(0, np.uint32)]
         sizes: list[int] = []
         targets: list[bool] = []
-        ends: list[int] = []
-        length = controls = 0
+        lengths: list[int] = []
+        controls = 0
         for runs in conversations:
+            length = 0
             for run, before in runs:
                 if isinstance(run, int):
                     pieces.append(self._control_ids[run])
@@ -245,11 +246,12 @@ class ChatTokenizer:
                     sizes += (prompt, len(segment) - prompt)
                     targets += (False, True)
                     length += len(segment)
-            ends.append(length)
-        flat_ids, flat_mask = np.concatenate(pieces), np.repeat(targets, sizes)
+            lengths.append(length)
+        flat_ids = np.concatenate(pieces)
+        flat_mask = np.repeat(np.array(targets, bool), np.array(sizes, np.int64))
         if np.count_nonzero(self._is_control[flat_ids]) != controls:
             self._refuse_control_from_text(text_ids)
-        return EncodedBatch(flat_ids, flat_mask, np.diff(ends, prepend=0))
+        return EncodedBatch(flat_ids, flat_mask, np.array(lengths, np.int64))
 
     def _encode_texts(self, conversations: list[list[Run]]) -> TextIds:
         """The ids of each distinct text, and of what in it comes before a target."""

@@ -95,8 +95,6 @@ def read_blocks(path: str | Path, size: int) -> Iterator[Block]:
                 yield Block(path, first, offset, lines)
                 first += lines.count(b"\n")
                 offset += len(lines)
-        if not offset:
-            raise InputError(f"{path}: an empty file, wanted conversations as JSONL")
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror}") from None
 
@@ -104,7 +102,7 @@ def read_blocks(path: str | Path, size: int) -> Iterator[Block]:
 def block_rows(block: Block) -> Iterator[Row]:
     """Its rows, as read_rows gives them. Raises InputError."""
     file = io.BytesIO(block.lines)
-    return _line_rows(block.path, block.path.name, file, block.first, block.offset)
+    return _parsed_lines(block.path, block.path.name, file, block.first, block.offset)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:
@@ -141,28 +139,31 @@ def _first_byte(path: Path, file: BinaryIO) -> bytes:
     raise InputError(f"{path}: an empty file, wanted conversations as JSON or JSONL")
 
 
-def _line_rows(
-    path: Path, name: str, file: BinaryIO, first: int = 0, begin: int = 0
-) -> Iterator[Row]:
-    """JSONL. A line that is no JSON is a row that says so; InputError if none is an object."""
+def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
+    """JSONL. Raises InputError if no line is an object."""
     objects = 0
     problem = ""
+    for row in _parsed_lines(path, name, file, 0, 0):
+        objects += isinstance(row.value, dict | RepeatedKey)
+        if not problem and isinstance(row.value, RowError):
+            problem = f" ({row.id}: {row.value})"
+        yield row
+    if not objects:
+        raise InputError(
+            f"{path}: neither a JSON array nor JSONL: no line holds a JSON object{problem}"
+        )
+
+
+def _parsed_lines(path: Path, name: str, file: BinaryIO, first: int, begin: int) -> Iterator[Row]:
+    """A line that is no JSON is a row that says so. first, begin: the first line's number and
+    byte offset, where the file is a part of another."""
     for index, (offset, line, whole) in enumerate(_lines(file), first):
         try:
             text = line.decode("utf-8", "strict" if whole else "replace").strip(" \t\r\n")
         except UnicodeDecodeError as error:
             raise InputError(_not_utf8(path, begin + offset + error.start)) from None
-        if not text:
-            continue
-        value = _parse_line(text) if whole else TOO_LONG
-        objects += isinstance(value, dict | RepeatedKey)
-        if not problem and isinstance(value, RowError):
-            problem = f" (line {index + 1}: {value})"
-        yield Row(f"{name}[{index}]", name, value, text)
-    if not objects:
-        raise InputError(
-            f"{path}: neither a JSON array nor JSONL: no line holds a JSON object{problem}"
-        )
+        if text:
+            yield Row(f"{name}[{index}]", name, _parse_line(text) if whole else TOO_LONG, text)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:

@@ -157,6 +157,7 @@ class Trainer:
             plan=plan,
             lengths=lengths,
             steps_left=plan.steps - self.progress.step,
+            alone=self.ranks.of == 1,
         )
         self.optimizer.zero_grad()
         self.observer.preflighted(result)

@@ -45,9 +45,11 @@ def preflight(
     plan: Plan,
     lengths: Indices,
     steps_left: int,
+    alone: bool,
 ) -> Preflight:
     """Measure `gradients`, which computes those of the longest step and gives the
-    micro_batch_tokens that it needed; the optimizer's memory is reserved meanwhile.
+    micro_batch_tokens that it needed; the optimizer's memory is reserved meanwhile. alone: no other
+    rank computes with this one.
 
     It is computed twice: the first time includes what happens once only, such as allocations.
     """
@@ -58,7 +60,7 @@ def preflight(
     reserve = torch.empty(moments, dtype=torch.uint8, device=device)
     gradients()
     # on a CPU not the time in which it waits for a thread that imports MLflow meanwhile
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    clock = time.thread_time if device.type == "cpu" and alone else time.perf_counter
     started = clock()
     budget = gradients()
     seconds = clock() - started
