@@ -1,28 +1,29 @@
 """`python -m stages.tokenize`: data/prepared → data/tokens and reports/tokenize.json."""
 
 import json
-from functools import partial
 from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
 
-from simple_llama.data.encoding import open_tokenizer, tokenize
+from simple_llama.data.encoding import open_tokenizer, prepared_bytes, tokenize
 from simple_llama.errors import one_line_errors
 from simple_llama.files import write_json
 from simple_llama.params import Params, TokenizeParams
 
+PREPARED = "data/prepared"
 DROPPED = "data/tokens/dropped.jsonl"
 
 
 def main() -> None:
     with one_line_errors():
         params = Params().section(TokenizeParams)
-        # on a terminal, and if it takes longer than 3 seconds
-        watch = partial(tqdm, desc="tokenize", unit=" MB", delay=3, disable=None)
         tokenizer = open_tokenizer(params)
         print(tokenizer.description, flush=True)
-        report = tokenize(params, tokenizer, "data/prepared", "data/tokens", watch)
+        # on a terminal, and if it takes longer than 3 seconds
+        shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "delay": 3, "disable": None}
+        with tqdm(desc="tokenize", total=prepared_bytes(PREPARED), **shown) as bar:
+            report = tokenize(params, tokenizer, PREPARED, "data/tokens", bar.update)
         write_json("reports/tokenize.json", report)
         print(summary(params, report))
 

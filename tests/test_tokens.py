@@ -150,6 +150,26 @@ def test_longer_than_max_seq_len_is_dropped_and_listed_but_not_equal(
     assert read.lengths.tolist() == [lengths[row] for row in read.rows]
 
 
+def test_an_id_that_no_file_can_hold_gives_way_to_the_place(
+    prepared: Path, tiny_tokenizer: Path
+) -> None:
+    write_split(prepared, "train", [*TRAIN, {**conversation(1, 500), "id": "\ud800"}])
+    tokenize(params(tiny_tokenizer, max_seq_len=200), prepared, prepared / "tokens")
+    [dropped] = map(json.loads, (prepared / "tokens/dropped.jsonl").open())
+    assert dropped["id"] == "train.jsonl[20]"
+
+
+def test_another_format_is_refused_wherever_it_begins(
+    prepared: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = {"prompt": "What?", "completion": "That."}
+    write_split(prepared, "train", [*TRAIN, foreign, *VAL])
+    for size in (1, 1000):
+        monkeypatch.setattr(module, "BLOCK_BYTES", size)
+        with pytest.raises(InputError, match=r"train.jsonl\[20\]: keys 'prompt', 'completion'"):
+            tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
+
+
 def test_a_split_that_ends_up_empty_stops_and_writes_nothing(
     prepared: Path, tiny_tokenizer: Path
 ) -> None:

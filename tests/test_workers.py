@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from simple_llama.data.workers import AHEAD, Workers
-from simple_llama.errors import InputError
+from simple_llama.errors import InputError, Terminated, terminated_by_signal
 from tests.project import ROOT
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,25 @@ def test_a_killed_process_is_one_line() -> None:
         Workers(partial(works, 1), 2) as workers,
     ):
         list(workers.in_order([1, 1_000, 2]))
+
+
+def test_a_signal_waits_until_the_processes_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    with (
+        pytest.raises(Terminated),
+        terminated_by_signal(),
+        Workers(partial(works, 1), 2) as workers,
+    ):
+        [pid] = workers.in_order([2_000])
+        shutdown = workers._pool.shutdown
+
+        def interrupted(**options: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            shutdown(**options)
+            ended.append(not psutil.pid_exists(pid))
+
+        monkeypatch.setattr(workers._pool, "shutdown", interrupted)
+    assert ended == [True]
 
 
 PARENT = """

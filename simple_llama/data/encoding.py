@@ -62,43 +62,50 @@ def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
     )
 
 
+def prepared_bytes(folder: str | Path) -> int:
+    """Of the splits that prepare wrote."""
+    return sum((Path(folder) / f"{name}.jsonl").stat().st_size for name in SPLITS)
+
+
 def tokenize(
     params: TokenizeParams,
     tokenizer: ChatTokenizer,
     prepared: str | Path,
     folder: str | Path,
-    watch: Callable[..., Iterable[Block]] = lambda blocks, total: blocks,
+    advance: Callable[[int], object] = lambda size: None,
 ) -> dict[str, Any]:
     """Write the token arrays, dropped.jsonl and the tokenizer into `folder`.
 
     The report of reports/tokenize.json. Flat memory but for 16 bytes an example; the tokens wait
-    in unnamed temporary files in `folder`. `watch` wraps the blocks of a split, of which there are
-    `total`, to show progress. Raises InputError where a split stays empty.
+    in unnamed temporary files in `folder`. `advance` is told how many bytes more were read, of
+    `prepared_bytes`. Raises InputError where a split stays empty.
     """
     prepared, folder = Path(prepared), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sources = {name: prepared / f"{name}.jsonl" for name in SPLITS}
-    sizes = {name: source.stat().st_size for name, source in sources.items()}
     with ExitStack() as stack:
-        encode = stack.enter_context(_encoding(params, tokenizer, sum(sizes.values())))
+        encode = stack.enter_context(_encoding(params, tokenizer, prepared_bytes(prepared)))
         dropped = stack.enter_context(atomic_write(folder / "dropped.jsonl"))
         splits = {
             name: stack.enter_context(_Split(folder, _ids_dtype(tokenizer))) for name in SPLITS
         }
-        for name, source in sources.items():
-            blocks = watch(
-                read_blocks(source, BLOCK_BYTES), total=math.ceil(sizes[name] / BLOCK_BYTES)
-            )
-            for encoded in encode(blocks):
-                splits[name].add(encoded)
+        for name, split in splits.items():
+            source = prepared / f"{name}.jsonl"
+            for encoded in encode(_read(source, advance)):
+                split.add(encoded)
                 for example_id, length in encoded.dropped:
                     record = {"id": example_id, "split": name, "length": length}
                     dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
-            splits[name].check(source, params.max_seq_len)
+            split.check(source, params.max_seq_len)
         for name, split in splits.items():
             split.write(folder / f"{name}.safetensors")
     tokenizer.save(folder / "tokenizer")
     return _report(splits["train"], splits["val"])
+
+
+def _read(source: Path, advance: Callable[[int], object]) -> Iterator[Block]:
+    for block in read_blocks(source, BLOCK_BYTES):
+        yield block
+        advance(len(block.lines))
 
 
 @dataclass

@@ -54,25 +54,27 @@ def read_examples(path: str | Path, system_prompt: str = "") -> Iterator[Example
 
     Raises InputError at the first faulty row.
     """
-    return _sound(path, read_rows(path), system_prompt)
+    return _sound(path, read_rows(path), ConversationReader(), system_prompt)
 
 
 def block_examples(block: Block) -> Iterator[Example]:
     """The same of a part of train.jsonl or val.jsonl."""
-    return _sound(block.path, block_rows(block), "")
-
-
-def _sound(path: str | Path, rows: Iterator[Row], system_prompt: str) -> Iterator[Example]:
     read = ConversationReader()
+    read.found[block.path.name] = "messages"  # as `Example.record` has them, in every block
+    return _sound(block.path, block_rows(block), read, "")
+
+
+def _sound(
+    path: str | Path, rows: Iterator[Row], read: ConversationReader, system_prompt: str
+) -> Iterator[Example]:
     for row in rows:
         try:
             example = to_example(row, read, system_prompt)
         except RowError as error:
             raise InputError(f"{path}: {row.id}: {error}") from None
         given = row.value.get("id")
-        yield Example(
-            given if isinstance(given, str) else row.id, example.messages, example.category
-        )
+        usable = isinstance(given, str) and not FORBIDDEN.search(given)
+        yield Example(given if usable else row.id, example.messages, example.category)
 
 
 def _check_texts(conversation: Conversation, system: str) -> None:

@@ -162,7 +162,7 @@ def _parsed_lines(path: Path, name: str, file: BinaryIO, first: int, begin: int)
             text = line.decode("utf-8", "strict" if whole else "replace").strip(" \t\r\n")
         except UnicodeDecodeError as error:
             raise InputError(_not_utf8(path, begin + offset + error.start)) from None
-        if text:
+        if text or not whole:
             yield Row(f"{name}[{index}]", name, _parse_line(text) if whole else TOO_LONG, text)
 
 

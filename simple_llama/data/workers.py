@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from simple_llama.errors import InputError
@@ -44,7 +45,8 @@ class Workers(Generic[Batch, Result]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        with _deferred():  # half done, it would leave processes that wait for ever
+            self._pool.shutdown(cancel_futures=True)
 
     def in_order(self, batches: Iterable[Batch]) -> Iterator[Result]:
         """The result for each batch.
@@ -84,6 +86,24 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _deferred() -> Iterator[None]:
+    """Ctrl-C and SIGTERM within the block come after it."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
