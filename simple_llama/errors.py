@@ -39,7 +39,8 @@ def terminated_by_signal() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an InputError, or a file the system refuses, into one line on stderr and exit code 1."""
+    """Turn an InputError, or a file the system refuses, into one line on stderr and exit code 1;
+    Ctrl-C and SIGTERM end the block too, with 130 and 143."""
     try:
         with terminated_by_signal():
             yield

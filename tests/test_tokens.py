@@ -181,9 +181,15 @@ def test_a_split_that_ends_up_empty_stops_and_writes_nothing(
 
 
 def test_faulty_prepared_files_are_refused(prepared: Path, tiny_tokenizer: Path) -> None:
-    for empty in ("", "\n \n"):
-        (prepared / "val.jsonl").write_text(empty)
-        with pytest.raises(InputError, match=r"val.jsonl: holds no examples"):
+    for data, said in (
+        ("", "an empty file"),
+        ("\n \n", "an empty file"),
+        ("\ufeff{}", "starts with a byte order mark"),
+        ("\0", "UTF-16 or binary"),
+        (json.dumps(VAL), "a JSON array, wanted JSONL"),
+    ):
+        (prepared / "val.jsonl").write_text(data)
+        with pytest.raises(InputError, match=rf"val.jsonl: {said}"):
             tokenize(params(tiny_tokenizer), prepared, prepared / "tokens")
     (prepared / "train.jsonl").write_text('{"messages": "?"}\n')
     with pytest.raises(InputError, match=r"train.jsonl\[0\]: 'messages' is text"):

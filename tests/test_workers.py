@@ -126,6 +126,7 @@ def test_whether_interrupted_ended_or_killed_it_leaves_no_process(
         timeout=60,
     )
     assert done.returncode == code
+    assert "Traceback" not in done.stderr
     pids = {int(line) for line in done.stdout.split()}
     assert (
         pids

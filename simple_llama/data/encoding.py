@@ -145,9 +145,7 @@ class _Split:
         self.unknown += encoded.unknown
 
     def check(self, source: Path, max_seq_len: int) -> None:
-        """Raises InputError where there is nothing, or nothing that fits."""
-        if not self.examples:
-            raise InputError(f"{source}: holds no examples; run prepare again")
+        """Raises InputError where nothing fits."""
         if not self.rows:
             raise InputError(
                 f"{source}: every one of its {self.examples} examples is longer than max_seq_len "

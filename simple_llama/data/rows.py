@@ -90,6 +90,9 @@ def read_blocks(path: str | Path, size: int) -> Iterator[Block]:
     first = offset = 0
     try:
         with opened(path) as file:
+            if _first_byte(path, file) == b"[":
+                raise InputError(f"{path}: a JSON array, wanted JSONL")
+        with opened(path) as file:
             while lines := file.read(size):
                 lines += file.readline(MAX_ROW + 1)
                 yield Block(path, first, offset, lines)
