@@ -301,10 +301,9 @@ def test_a_beginning_token_stays_where_the_format_has_it(
         assert again.prompt(turns("q")) == chat.prompt(turns("q"))
 
 
-def test_the_readme_shows_each_format() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("\n### Prompt formats\n")[1].split("\n### ")[0]
-    lines = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+def test_the_docs_show_each_format() -> None:
+    page = (Path(__file__).parents[1] / "docs/prompts.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     for name, known in FORMATS.items():
         resolved = known.resolved(eos="</s>", bos="<s>", special=[])
         pieces = resolved.render(turns("q", "a"), "s", "last_reply")

@@ -1,4 +1,4 @@
-"""The README's recipes, carried out as they stand, on tiny models in the place of downloads."""
+"""The recipes of docs/recipes.md, carried out as they stand, on tiny models in the place of downloads."""
 
 import json
 import os
@@ -22,8 +22,8 @@ DATA = os.environ.get("SIMPLE_LLAMA_DATA")
 
 def blocks(recipe: str) -> list[tuple[str, str]]:
     """Language and text of a recipe's fenced blocks, in order."""
-    readme = (ROOT / "README.md").read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
-    [text] = [part for part in readme.split("\n### ") if part.startswith(f"{recipe}\n")]
+    page = (ROOT / "docs/recipes.md").read_text()
+    [text] = [part for part in page.split("\n## ") if part.startswith(f"{recipe}\n")]
     return BLOCK.findall(text)
 
 
