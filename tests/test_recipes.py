@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md, carried out as they stand, on tiny models in the place of downloads."""
+"""The recipes of docs/recipes.md, carried out as they stand, on tiny models for downloads."""
 
 import json
 import os
