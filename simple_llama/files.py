@@ -14,6 +14,12 @@ from typing import Any, BinaryIO
 
 from simple_llama.errors import InputError
 
+STAND_IN_BYTES = 256
+"""Of a file's start, that show whether something else was saved under its name."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a pointer file begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
+HTML = (b"<!doctype html", b"<html")
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -79,14 +85,34 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write(f"{text}\n".encode())
 
 
+def stand_in(head: bytes) -> str | None:
+    """What a file of another kind is that begins so: nothing, or what was saved in its place and
+    how to get the file itself, for a message."""
+    if not head:
+        return "an empty file"
+    if head.startswith(LFS_POINTER):
+        return "a Git LFS pointer, not the file it points to: git lfs pull brings it"
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[: len(HTML[0])].lower().startswith(HTML):
+        return "an HTML page, not the file that was to be downloaded: download it again"
+    return None
+
+
+def head(path: str | Path) -> bytes:
+    """A file's first bytes, for stand_in."""
+    with open(path, "rb") as file:
+        return file.read(STAND_IN_BYTES)
+
+
 def read_json(path: str | Path) -> Any:
     """Raises InputError naming the file where it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        return json.loads(content)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+        found = stand_in(content[:STAND_IN_BYTES]) or error
+        raise InputError(f"{path}: not JSON: {found}") from None
 
 
 def write_csv(
