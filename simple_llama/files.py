@@ -140,3 +140,13 @@ def digest(paths: Iterable[str | Path]) -> str:
         with open(path, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def digest_tree(path: Path) -> str:
+    """SHA-256, in hexadecimal, of a file's contents, or of the names and contents of all files in
+    a folder and below it."""
+    if not path.is_dir():
+        return digest([path])
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    named = {file.relative_to(path).as_posix(): digest([file]) for file in files}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -3,25 +3,22 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from simple_llama import tracking
 from simple_llama.data.batches import collate
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
-from simple_llama.files import digest, write_json
+from simple_llama.files import digest_tree, write_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import describe, environment
 from simple_llama.model.folder import check_fits, load_model
-from simple_llama.model.weights import weight_files
 from simple_llama.params import (
     BaseParams,
     EvaluateParams,
@@ -35,17 +32,17 @@ from simple_llama.params import (
 from simple_llama.process import LOCKS, file_lock, main_root
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.follower import Follower
+from simple_llama.training.inputs import BASE, TOKENS, TrainingInputs
 from simple_llama.training.launch import on_devices
 from simple_llama.training.loop import plan_training, report, train
 from simple_llama.training.observer import Diverged, Snapshot, TrainingData, TrainResult
 from simple_llama.training.optimizer import trained
 from simple_llama.training.recorder import Recorder, keep_for_inspection, load_state
-from simple_llama.training.resume import RESUME, ResumeFolder, Start, key_lock, resume_key
+from simple_llama.training.resume import RESUME, ResumeFolder, Start, key_lock
 from simple_llama.training.stored import write_tensors
 from simple_llama.training.tuning import ADAPTER, MODEL, tuning_of
 
-TOKENS = (Path("data/tokens/train.safetensors"), Path("data/tokens/val.safetensors"))
-TOKENIZER = Path("data/tokens/tokenizer")
+TOKENIZER = Path(TOKENS, "tokenizer")
 CURVES = Path("reports/curves")
 
 
@@ -73,8 +70,8 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     base = all_params.section(BaseParams).model_path
     tokenizer = ChatTokenizer.from_folder(TOKENIZER)
     data = TrainingData(
-        train=Tokens.read(TOKENS[0]),
-        val=Tokens.read(TOKENS[1]),
+        train=Tokens.read(Path(TOKENS, "train.safetensors")),
+        val=Tokens.read(Path(TOKENS, "val.safetensors")),
         pad_id=tokenizer.pad_id,
         stop_id=tokenizer.stop_id,
     )
@@ -96,8 +93,8 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     several = f", {ranks.of} ranks, shard: {params.shard}" if ranks.of > 1 else ""
     print(f"{name} on {describe(device, params.precision)}{several}", flush=True)
     machine = environment(device, params.precision)
-    digests = {"digest.tokens": digest(TOKENS), "digest.base_model": digest(weight_files(base))}
-    key = _key(dataclasses.asdict(params) | {"machine": machine}, digests.values(), ranks)
+    inputs = TrainingInputs.read(all_params, machine)
+    key = _agreed_key(inputs, ranks)
     if not ranks.leads:
         _follow(model, data, params, ranks)
         return
@@ -107,7 +104,7 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         state = load_state(folder)
         snapshot = ranks.told(state.snapshot if state else None)
         source = all_params.section(PrepareParams).ft_json_path
-        data_digest = digest(_files(Path(source)))
+        data_digest = digest_tree(Path(source))
         new = Start(
             run=dataclasses.asdict(tracking.Identity.new()),
             ranks=ranks.of,
@@ -126,7 +123,8 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
                 "torch_threads": str(start.threads),
                 "ranks": str(ranks.of),
                 "digest.data": data_digest,
-                **digests,
+                "digest.tokens": inputs.files[TOKENS],
+                "digest.base_model": inputs.files[BASE],
             },
             dataset=_dataset(source, data_digest, data),
             identity=tracking.Identity(**start.run),
@@ -157,15 +155,13 @@ def _name(base: str, model: Decoder) -> str:
     return f"{base} ({size / 1e6:.1f}M parameters{of_them})"
 
 
-def _key(settings: dict[str, Any], digests: Iterable[str], ranks: Ranks) -> str:
-    del settings["num_devices"]  # the state knows its ranks, and refuses others
-    key = resume_key(settings, digests, _code())
-    if len(set(ranks.gathered(key))) > 1:
+def _agreed_key(inputs: TrainingInputs, ranks: Ranks) -> str:
+    if len(set(ranks.gathered(inputs.key))) > 1:
         raise InputError(
             "the machines of this training differ in params, data, base model, code or kind of "
             "device, wanted the same on all"
         )
-    return key
+    return inputs.key
 
 
 def _follow(model: Decoder, data: TrainingData, params: TrainParams, ranks: Ranks) -> None:
@@ -185,18 +181,6 @@ def _alone_in_this_folder() -> Iterator[None]:
     name = sha256(str(Path.cwd()).encode()).hexdigest()[:12]
     with file_lock(main_root() / LOCKS / f"models-{name}.lock", "another training in this folder"):
         yield
-
-
-def _code() -> list[Path]:
-    """The files that dvc.yaml says train's result depends on."""
-    with open("dvc.yaml", encoding="utf-8") as file:
-        deps = yaml.safe_load(file)["stages"]["train"]["deps"]
-    return [Path(dep) for dep in deps if dep.endswith((".py", ".lock"))]
-
-
-def _files(path: Path) -> list[Path]:
-    """A file, or what a folder holds."""
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _dataset(source: str, data_digest: str, data: TrainingData) -> tracking.Dataset:

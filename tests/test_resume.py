@@ -20,7 +20,7 @@ from simple_llama.training.curves import Curves
 from simple_llama.training.loop import train
 from simple_llama.training.observer import Diverged, Progress, Snapshot
 from simple_llama.training.recorder import keep_for_inspection, load_state
-from simple_llama.training.resume import Damaged, ResumeFolder, Start, forget, key_lock, resume_key
+from simple_llama.training.resume import Damaged, ResumeFolder, Start, forget, key_lock
 from simple_llama.training.tuning import tuning_of
 from tests.test_training import Listener, data, new_model, params
 
@@ -231,21 +231,6 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(
 def test_a_best_model_that_vanished_is_named(folder: ResumeFolder) -> None:
     with pytest.raises(InputError, match="best-9 has vanished; the same command trains afresh"):
         folder.save({"model.a": torch.zeros(3)}, about(9, 9), step=9, best=9)
-
-
-def test_the_key_changes_with_whatever_the_result_depends_on(tmp_path: Path) -> None:
-    code = [tmp_path / "a.py", tmp_path / "b.py"]
-    for path in code:
-        path.write_text("pass\n")
-    keys = {
-        resume_key({"max_lr": 1.0}, ["x"], code),
-        resume_key({"max_lr": 2.0}, ["x"], code),
-        resume_key({"max_lr": 1.0}, ["y"], code),
-    }
-    assert resume_key({"max_lr": 1.0}, ["x"], code[::-1]) in keys
-    code[1].write_text("pass  # another\n")
-    keys.add(resume_key({"max_lr": 1.0}, ["x"], code))
-    assert len(keys) == 4
 
 
 def test_saving_takes_at_most_its_share_of_the_time(

@@ -8,7 +8,8 @@
         epoch-02/              kept by ckpt_epochs
         published              the MLflow run, once all the stage's outs stand
 
-The key is a hash of all that the result depends on, so no other training can ever continue from it.
+The key is a hash of all that the result depends on (see `inputs`), so no other training can ever
+continue from it.
 Order and dropout are functions of (seed, step): no random state has to be kept.
 """
 
@@ -16,13 +17,11 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from simple_llama.errors import InputError
@@ -38,17 +37,6 @@ SHARE = 0.02
 """Of the time, that saving may take: beyond it the interval grows."""
 FORGET_AFTER = 24 * 3600
 """Seconds after which a published state is of no use: DVC has long saved the stage's outs."""
-
-
-def resume_key(settings: Mapping[str, Any], digests: Iterable[str], code: Iterable[Path]) -> str:
-    """The name of one training's state: a hash of its settings, inputs, code and PyTorch."""
-    known = {
-        "settings": dict(settings),
-        "digests": list(digests),
-        "code": {str(path): digest([path]) for path in sorted(code)},
-        "torch": torch.__version__,
-    }
-    return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def key_lock(root: Path, key: str) -> Path:

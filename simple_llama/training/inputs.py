@@ -1,0 +1,55 @@
+"""All that the result of a training depends on, and the key made of it.
+
+dvc.yaml says what the train stage reads: its params and its deps, the base model's folder, the
+tokens, the code and the requirements among them. What reruns train for DVC is another training
+here, whatever file of a folder it is in.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simple_llama.files import digest_tree
+from simple_llama.params import Params
+from simple_llama.strict_yaml import read_mapping
+
+BASE, TOKENS = "${model_path}", "data/tokens"
+"""Two of the deps, as dvc.yaml writes them."""
+OUTSIDE = ("num_devices",)
+"""A param that the state itself holds: it knows its ranks, and refuses others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """What one training is made of."""
+
+    params: dict[str, Any]
+    files: dict[str, str]
+    """Digests of the deps, by the name that dvc.yaml gives them."""
+    machine: dict[str, str]
+    """What of it decides the last digits: see model.device.environment."""
+    torch: str
+
+    @classmethod
+    def read(cls, params: Params, machine: Mapping[str, str]) -> "TrainingInputs":
+        """Of the project in the current folder. Raises InputError, or OSError where one is
+        missing."""
+        stage = read_mapping("dvc.yaml")["stages"]["train"]
+        values = params.values
+        paths = {dep: values[dep[2:-1]] if dep.startswith("${") else dep for dep in stage["deps"]}
+        return cls(
+            params={name: values[name] for name in stage["params"] if name not in OUTSIDE},
+            files={dep: digest_tree(Path(path)) for dep, path in paths.items()},
+            machine=dict(machine),
+            torch=torch.__version__,
+        )
+
+    @property
+    def key(self) -> str:
+        """The name of this training's state: another for any other input."""
+        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
