@@ -53,10 +53,12 @@ def _check_exists(key: str, path: str) -> None:
 
 
 def _check_base(base: str, params: TokenizeParams) -> str:
-    """What the tokenizer is used with; the base model has an embedding for each id it came with."""
+    """What the tokenizer is used with; the base model has the weights of its config, and an
+    embedding for each id it came with."""
     from simple_llama.data.encoding import open_tokenizer
-    from simple_llama.model.folder import check_fits
+    from simple_llama.model.folder import check_fits, check_weights
 
+    check_weights(base)
     tokenizer = open_tokenizer(params)
     check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
     return tokenizer.description

@@ -238,7 +238,7 @@ def test_weights_that_miss_or_have_too_much(tmp_path: Path) -> None:
         load_model(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\xff\xff\xff\x7f\0\0\0\0{}"])
+@pytest.mark.parametrize("content", [b"\1", b"\xff" * 100, b"\xff\xff\xff\x7f\0\0\0\0{}"])
 def test_damaged_weights(content: bytes, tmp_path: Path) -> None:
     folder = damaged(tmp_path)
     (folder / "model.safetensors").write_bytes(content)

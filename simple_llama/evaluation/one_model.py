@@ -9,6 +9,7 @@ from simple_llama.evaluation.metrics import evaluate, summarise
 from simple_llama.files import write_json
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.weights import weight_files
 from simple_llama.outs import check_outside_outs
 from simple_llama.params import EvaluateParams, Params
 
@@ -22,6 +23,7 @@ def evaluate_file(*, model: str, data: str, out: str | None, device: str) -> str
     if out is not None:
         check_outside_outs(out)
     params = Params().section(EvaluateParams)
+    weight_files(model)  # an adapter's folder, say, before its tokenizer is missed
     tokenizer = ChatTokenizer.from_folder(model)
     size = tokenizer.vocab_size
     config = check_fits(model, size, 1, added_tokens=tokenizer.added_tokens)

@@ -15,6 +15,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device, uses_bf16
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.model.generation import stream
+from simple_llama.model.weights import check_range, weight_files
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 UNFINISHED = 3
@@ -139,6 +140,7 @@ def load_replier(folder: str, device: str, tokenizer: ChatTokenizer | None = Non
     """
     if not Path(folder).exists():
         raise InputError(f"{folder}: no such model; `dvc repro` makes models/sft")
+    weight_files(folder)  # an adapter's folder, say, before its tokenizer is missed
     tokenizer = tokenizer or ChatTokenizer.from_folder(folder)
     size = tokenizer.vocab_size
     with contextlib.redirect_stdout(sys.stderr):  # its notes: replies alone go to stdout
@@ -146,7 +148,8 @@ def load_replier(folder: str, device: str, tokenizer: ChatTokenizer | None = Non
     where = pick_device(device)
     model = load_model(folder, where, vocab_size=size)
     if uses_bf16(where, "auto") and model.config.mla is None:
-        for parameter in model.parameters():  # not the rotary frequencies
+        for name, parameter in model.named_parameters():  # not the rotary frequencies
+            check_range(parameter.data, torch.bfloat16, f"{folder}: {name}")
             parameter.data = parameter.data.bfloat16()
     return Replier(model.eval(), tokenizer)
 

@@ -26,11 +26,13 @@ from simple_llama.model.weights import (
     QUANTISED,
     WEIGHTS,
     StoredTensor,
+    check_range,
     is_pth,
     read_safetensors,
     weight_files,
 )
 
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -56,21 +58,22 @@ def load_model(
     vocab_size: ids it must have an embedding for. Where the stored weights have fewer, the new
     rows are the mean of theirs: a token never seen is as likely as the others on average.
 
-    Raises InputError naming what is missing, left over, of the wrong shape or not supported.
+    Raises InputError naming what is missing, left over, of the wrong shape, no number or not
+    supported.
     """
     path = Path(path)
     config, tensors = _read_checkpoint(path)
-    _check_layers(path, tensors, config)
+    grown = replace(config, vocab_size=max(config.vocab_size, vocab_size))
     with torch.device("meta"):
-        grown = replace(config, vocab_size=max(config.vocab_size, vocab_size))
         model = Decoder(grown, dropout=dropout, fused=fused)
     # before memory is taken: a wrong size in config.json would take any amount
-    tensors = _check_tensors(path, tensors, model, config.vocab_size)
+    _check_tensors(path, tensors, model, config.vocab_size)
     _take_memory(model, device, sharded=sharded)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for tensor in tensors:
             parameter, stored = parameters[tensor.parameter], tensor.read()
+            check_range(stored, parameter.dtype, f"{path}: tensor {tensor.name!r}")
             missing = len(parameter) - len(stored)
             if missing:
                 mean = stored.float().mean(dim=0, keepdim=True)
@@ -79,11 +82,47 @@ def load_model(
     return model
 
 
+def check_weights(path: str | Path) -> None:
+    """Hold the headers of a model's weights against its config; values are not read, but where
+    two matrices may be tied.
+
+    Raises InputError as load_model does.
+    """
+    config, tensors = _read_checkpoint(Path(path))
+    with torch.device("meta"):
+        model = Decoder(config)
+    _check_tensors(Path(path), tensors, model, config.vocab_size)
+
+
 def _read_checkpoint(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
+    """Its shape, and the tensors that are parameters."""
     if is_pth(path):
-        return read_pth(path)
-    files = weight_files(path)
-    return load_config(path), read_safetensors(files)
+        config, tensors = read_pth(path)
+    else:
+        tensors = read_safetensors(weight_files(path))
+        config = load_config(path)
+    # kept by older versions of transformers, and computed
+    tensors = [one for one in tensors if not one.parameter.endswith("rotary_emb.inv_freq")]
+    _check_layers(path, tensors, config)
+    _check_dtypes(path, tensors)
+    return _as_tied(config, tensors)
+
+
+def _as_tied(
+    config: ModelConfig, tensors: list[StoredTensor]
+) -> tuple[ModelConfig, list[StoredTensor]]:
+    """The output projection of a tied model, where one is stored, as `transformers` 5 has it
+    (PreTrainedModel.tie_weights): another than the embedding is not tied to it, and without an
+    embedding it is that too."""
+    stored = {tensor.parameter: tensor for tensor in tensors}
+    if not config.tie_word_embeddings or HEAD not in stored:
+        return config, tensors
+    head, others = stored[HEAD], [tensor for tensor in tensors if tensor.parameter != HEAD]
+    if EMBEDDING not in stored:
+        return config, [*others, replace(head, parameter=EMBEDDING)]
+    if torch.equal(head.read().float(), stored[EMBEDDING].read().float()):
+        return config, others
+    return replace(config, tie_word_embeddings=False), tensors
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -124,25 +163,24 @@ def _check_layers(path: Path, tensors: Sequence[StoredTensor], config: ModelConf
         )
 
 
-def _check_tensors(
-    path: Path, tensors: Sequence[StoredTensor], model: Decoder, vocab_size: int
-) -> list[StoredTensor]:
-    """Those to load: each parameter has one of its shape, but for the rows that a vocabulary
-    above the stored vocab_size adds."""
-    kept: list[StoredTensor] = []
-    waiting = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in waiting.keys() & {"embed_tokens.weight", "lm_head.weight"}:
-        waiting[name][0] = vocab_size
+def _check_dtypes(path: Path, tensors: Sequence[StoredTensor]) -> None:
     for tensor in tensors:
-        if tensor.parameter.endswith("rotary_emb.inv_freq") or (
-            tensor.parameter == "lm_head.weight" and model.config.tie_word_embeddings
-        ):
-            continue
         if tensor.dtype not in DTYPES or tensor.name.endswith(QUANTISED):
             raise InputError(
                 f"{path}: tensor {tensor.name!r} is of {tensor.dtype}: quantised weights are not "
                 f"supported, wanted {', '.join(DTYPES)}"
             )
+
+
+def _check_tensors(
+    path: Path, tensors: Sequence[StoredTensor], model: Decoder, vocab_size: int
+) -> None:
+    """Each parameter has one of its shape, but for the rows that a vocabulary above the stored
+    vocab_size adds."""
+    waiting = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in waiting.keys() & {EMBEDDING, HEAD}:
+        waiting[name][0] = vocab_size
+    for tensor in tensors:
         if tensor.parameter not in waiting:
             raise InputError(
                 f"{path}: tensor {tensor.name!r} has no place in a {model.config.model_type} model"
@@ -153,11 +191,9 @@ def _check_tensors(
                 f"{path}: tensor {tensor.name!r} has shape {tensor.shape}, "
                 f"wanted {wanted} by its config"
             )
-        kept.append(tensor)
     if waiting:
         first = next(iter(waiting))
         raise InputError(f"{path}: {len(waiting)} tensors are missing, first {first!r}")
-    return kept
 
 
 def check_fits(
@@ -206,11 +242,14 @@ def save_model(
 ) -> None:
     """Write the folder whole or not at all: weights, config, and the tokenizer files of the folder
     `tokenizer` beside them. Of a sharded model, one parameter after the other is gathered, for
-    which the other ranks call `gather`."""
+    which the other ranks call `gather`.
+
+    Raises InputError where a weight is no number of the dtype, or the disk refuses.
+    """
+    state = _converted(_state(model), dtype)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         try:
-            state = {name: weight.to(dtype) for name, weight in _state(model).items()}
             save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, mostly
             raise InputError(f"{folder}: the weights could not be written: {error}") from None
@@ -234,6 +273,13 @@ def _state(model: Decoder) -> dict[str, Tensor]:
         full = name if name.startswith("lm_head.") else f"model.{name}"
         state[full] = whole(parameter).float().cpu().contiguous()
     return state
+
+
+def _converted(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Raises InputError naming a tensor that the dtype cannot hold."""
+    for name, weight in state.items():
+        check_range(weight, dtype, f"tensor {name!r}")
+    return {name: weight.to(dtype) for name, weight in state.items()}
 
 
 def _special_ids(tokenizer: Path) -> dict[str, int]:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.weights import ADAPTER_CONFIG
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model.model."
 """Before our parameters' names: PEFT's two wrappers around transformers' LlamaForCausalLM."""
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from simple_llama.errors import InputError
+from simple_llama.files import head, stand_in
 from simple_llama.model.config import MLA, LatentShape, ModelConfig
 from simple_llama.model.weights import StoredTensor
 
@@ -73,6 +74,8 @@ def read_pth(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
 
     Raises InputError where it is none, is damaged, or holds anything else.
     """
+    if other := stand_in(head(path)):
+        raise InputError(f"{path}: {other}")
     try:
         with zipfile.ZipFile(path) as archive:
             state, settings = _Checkpoint(archive, path.stat().st_size).load()

@@ -1,22 +1,30 @@
-"""Tensors as they are stored in safetensors files: listed by their headers, read one at a time.
+"""Tensors as they are stored in safetensors files: listed by their headers, read one at a time, and
+what they may hold.
 
 Weights are never unpickled here, a header's lengths are checked by safetensors, and no name in an
 index may lead out of the folder.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simple_llama.errors import InputError
-from simple_llama.files import read_json
+from simple_llama.files import head, read_json, stand_in
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""Of a folder in PEFT's format. `transformers` takes any folder that has it for an adapter."""
+MAX_HEADER = 100_000_000
+"""Bytes of a header, by safetensors."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = ("F64", "F32", "F16", "BF16")
 QUANTISED = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".absmax", ".quant_map")
@@ -41,7 +49,7 @@ def weight_files(path: str | Path) -> list[Path]:
     """The files that hold a model's weights: a folder's safetensors file, the shards its index
     names, or a SimpleLLaMA .pth itself.
 
-    Raises InputError where there are none.
+    Raises InputError where there are none, or those of an adapter alone.
     """
     path = Path(path)
     if is_pth(path):
@@ -51,6 +59,11 @@ def weight_files(path: str | Path) -> list[Path]:
         raise InputError(
             f"{path}: {found}, wanted a model in Hugging Face's layout or a SimpleLLaMA .pth"
         )
+    if (path / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{path}: a PEFT adapter{_for_base(path)}, not a whole model: wanted its base, or the "
+            "base with the adapter merged into it (models/sft of a run, merge_and_unload() of peft)"
+        )
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / INDEX).is_file():
@@ -58,6 +71,12 @@ def weight_files(path: str | Path) -> list[Path]:
         found = f" (found {others[0]}: pickled weights are not read)" if others else ""
         raise InputError(f"{path}: no weights, wanted {WEIGHTS} or {INDEX}{found}")
     return _shards(path)
+
+
+def _for_base(folder: Path) -> str:
+    config = read_json(folder / ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return f" for {base}" if isinstance(base, str) and base else ""
 
 
 def is_pth(path: Path) -> bool:
@@ -80,25 +99,65 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_safetensors(files: Sequence[Path]) -> list[StoredTensor]:
-    """What the files hold, by their headers."""
-    found = []
+    """What the files hold, by their headers.
+
+    Raises InputError where one is damaged or something else, or a tensor stands in two of them:
+    `transformers` takes the last one then, other readers the one that the index names.
+    """
+    found: dict[str, StoredTensor] = {}
+    places: dict[str, Path] = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    header = file.get_slice(name)
-                    found.append(
-                        StoredTensor(
-                            name=name,
-                            parameter=name.removeprefix("model."),
-                            shape=header.get_shape(),
-                            dtype=header.get_dtype(),
-                            read=partial(_read, path, name),
-                        )
-                    )
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a valid safetensors file: {error}") from None
-    return found
+        for tensor in _listed(path):
+            if tensor.name in found:
+                raise InputError(
+                    f"{path.parent}: tensor {tensor.name!r} stands in {places[tensor.name].name} "
+                    f"and in {path.name}, wanted it in one"
+                )
+            found[tensor.name], places[tensor.name] = tensor, path
+    return list(found.values())
+
+
+def _listed(path: Path) -> list[StoredTensor]:
+    if other := stand_in(head(path)):
+        raise InputError(f"{path}: {other}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [_stored(path, name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118  (not a mapping)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: not a valid safetensors file: {_truncation(path) or error}"
+        ) from None
+
+
+def _stored(path: Path, name: str, header: Any) -> StoredTensor:
+    return StoredTensor(
+        name=name,
+        parameter=name if name.startswith("model.lm_head.") else name.removeprefix("model."),
+        shape=header.get_shape(),
+        dtype=header.get_dtype(),
+        read=partial(_read, path, name),
+    )
+
+
+def _truncation(path: Path) -> str | None:
+    """How much of it is missing by its own header, if that is what is wrong."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, MAX_HEADER, size))
+    wanted = 8 + length
+    try:
+        if wanted <= size:
+            wanted += max(entry["data_offsets"][1] for entry in _entries(text))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    if not size < wanted or not text.startswith(b"{"):
+        return None
+    return f"truncated, {size:,} bytes of at least {wanted:,}"
+
+
+def _entries(header: bytes) -> list[Any]:
+    return [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
 
 
 def _read(path: Path, name: str) -> Tensor:
@@ -106,3 +165,19 @@ def _read(path: Path, name: str) -> Tensor:
     memory, in the end a second copy of all weights."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)  # type: ignore[no-any-return]
+
+
+def check_range(values: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Raises InputError, which says what, where a value is no number or has none in the dtype.
+
+    The smallest and the largest tell: NaN is both wherever there is one, and rounding keeps order.
+    """
+    for extreme in values.aminmax():
+        if not extreme.isfinite():
+            raise InputError(f"{what} holds {extreme.item()}, wanted finite numbers")
+        if not extreme.to(dtype).isfinite():
+            name, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+            raise InputError(
+                f"{what} holds {extreme.item():g}, beyond the {most:g} of {name}: wanted a dtype "
+                "that holds it"
+            )
