@@ -30,7 +30,7 @@ from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.loop import Trainer, train
 from simple_llama.training.optimizer import trained
 from simple_llama.training.resume import ResumeFolder
-from simple_llama.training.tuning import tuning_of
+from simple_llama.training.tuning import lasting_path, tuning_of
 from tests.ranks import together
 from tests.test_model import logits_of, random_model, tiny_config
 from tests.test_training import Listener, data, new_model, params
@@ -179,11 +179,28 @@ def test_what_is_published_is_the_best_and_the_kept_ones_merged(
     again = adapted_model()
     load_adapter(again, Path("models/adapter"))
     assert torch.equal(logits_of(again, IDS), logits_of(models[1], IDS))
+    config = json.loads(Path("models/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path.resolve() / "base")
 
     whole = tuning_of(params(), "base", tmp_path / "tokenizer")
     whole.save(base, kept.best(8))
     assert whole.publish(ResumeFolder(kept.folder, interval=0.0), 8, IDS) == {}
     assert list(Path("models/adapter").iterdir()) == [], "no adapter of another training is left"
+
+
+def test_an_adapters_base_outlives_the_copy_that_an_experiment_runs_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    root = tmp_path.resolve()
+    for place in ("", ".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/standalone/tmpdef"):
+        (root / place / ".dvc").mkdir(parents=True)
+        (root / place / "below").mkdir()
+        monkeypatch.chdir(root / place)
+        assert lasting_path("models/base") == root / "models/base"
+        assert lasting_path("/srv/base") == Path("/srv/base")
+        monkeypatch.chdir(root / place / "below")
+        assert lasting_path("base") == root / "below/base"
 
 
 def test_activations_computed_again_see_the_same_dropout() -> None:
@@ -206,7 +223,10 @@ def test_activations_computed_again_see_the_same_dropout() -> None:
     ],
 )
 def test_the_folder_is_pefts(
-    targets: tuple[str, ...], changes: dict[str, Any], tmp_path: Path
+    targets: tuple[str, ...],
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import peft
     import transformers
@@ -215,6 +235,11 @@ def test_the_folder_is_pefts(
     model = adapted_model(lora, **changes)
     save_model(random_model(**changes), tmp_path / "base")
     save_adapter(model, tmp_path / "adapter", lora, str(tmp_path / "base"))
+    monkeypatch.chdir(tmp_path / "adapter")  # the base is found from anywhere
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    with torch.inference_mode():
+        difference = alone(IDS).logits - logits_of(model, IDS)
+    assert difference.abs().max() < 1e-5 * logits_of(model, IDS).abs().max()
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.inference_mode():

@@ -237,7 +237,7 @@ def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
     assert scores.mean_loss == pytest.approx(best, abs=1e-5)
     config = project.json("models/adapter/adapter_config.json")
     assert config["target_modules"] == ["q_proj", "up_proj"]
-    assert config["base_model_name_or_path"] == "base"
+    assert config["base_model_name_or_path"] == str(project.root.resolve() / "base")
     assert (project.root / "models/checkpoints/epoch-01/config.json").exists()
     code = (
         "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); "

@@ -21,6 +21,7 @@ from simple_llama.model.lora import (
     save_adapter,
 )
 from simple_llama.params import TrainParams
+from simple_llama.process import main_root
 from simple_llama.training.resume import ResumeFolder
 
 MODEL = Path("models/sft")
@@ -106,9 +107,9 @@ class Adapters:
         for epoch in kept.epochs():
             load_adapter(model, epoch)
             save_model(merged(model), CHECKPOINTS / epoch.name, self.tokenizer)
-        best = kept.kept_best(best_step)
-        copy_folder(best, ADAPTER)
-        load_adapter(model, best)
+        load_adapter(model, kept.kept_best(best_step))
+        # peft looks for the base from wherever it is called
+        save_adapter(model, ADAPTER, self.lora, str(lasting_path(self.base)))
         whole = merged(model)
         save_model(whole, MODEL, self.tokenizer)
         return {"lora.merged_logits_differ_by": f"{_difference(model, whole, ids):.2g}"}
@@ -125,3 +126,13 @@ def _empty(*folders: Path) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+
+
+def lasting_path(path: str | Path) -> Path:
+    """A path of this checkout, absolute; from within one of DVC's temporary copies, which are
+    removed, that of the main repository."""
+    here, root = Path.cwd().resolve(), main_root()
+    if not here.is_relative_to(root / ".dvc/tmp/exps"):
+        return here / path
+    copy = next(folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir())
+    return root / here.relative_to(copy) / path

@@ -144,6 +144,7 @@ def fingerprint(project: Project) -> tuple[dict[str, Any], int]:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
             content = file.read_bytes() if file.exists() else b"absent"
+            content = content.replace(bytes(root.resolve()), b".")  # where an adapter's base is
             found[str(file.relative_to(root))] = sha256(content).hexdigest()
     queries = {
         "runs and their status": "SELECT status FROM runs",
