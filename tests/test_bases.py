@@ -178,6 +178,7 @@ def folder(tmp_path: Path) -> Path:
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor: got 4.0, wanted"),
         ({"rope_scaling": "linear"}, "rope_parameters: got 'linear', wanted an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ({"transformers_weights": "x.safetensors"}, "transformers_weights 'x.safetensors' is not"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is not supp"),
         ({"model_type": "mistral", "sliding_window": "4k"}, "sliding_window: got '4k', wanted"),
         ({"model_type": "simple_llama_mla"}, "missing 'q_lora_rank'"),

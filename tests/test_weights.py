@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from simple_llama.inference.replies import load_replier
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import check_weights, load_config, load_model, save_model
 from simple_llama.model.weights import check_range
-from tests.project import Project
+from tests.project import ROOT, Project
 from tests.test_files import STAND_INS
 from tests.test_model import edit_config, logits_of, random_model
 
@@ -206,6 +208,26 @@ def test_a_dtype_that_cannot_hold_a_weight_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_export_ends_in_one_line_with_exit_code_1(folder: Path) -> None:
+    state = load_file(weights_of(folder))
+    state[NORM][5] = 70000.0
+    save_file(state, weights_of(folder))
+    command = ["export", "--model", str(folder), "--dtype", "float16", str(folder.parent / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "simple_llama.cli", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: tensor '{NORM}' holds 70000, beyond the 65504 of float16: wanted a dtype that "
+        "holds it\n"
+    )
+    assert not (folder.parent / "out").exists()
+
+
 def test_nan_is_found_wherever_it_stands() -> None:
     for size in (1, 7, 64, 1001):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -251,6 +273,14 @@ def test_the_headers_are_held_against_the_config(folder: Path) -> None:
     del state[NORM]
     save_file(state, weights_of(folder))
     assert "1 tensors are missing, first 'norm.weight'" in refusal(lambda: check_weights(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.model.", "_orig_mod.model."])
+def test_names_of_another_tool_are_shown(prefix: str, folder: Path) -> None:
+    state = load_file(weights_of(folder))
+    save_file({f"{prefix}{name}": one for name, one in state.items()}, weights_of(folder))
+    said = refusal(lambda: load_model(folder))
+    assert f"tensor '{prefix}" in said and "is of no layer, and so are the others: wanted" in said
 
 
 def test_an_adapter_alone_is_named_as_such(folder: Path) -> None:

@@ -138,6 +138,7 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
         ("hidden_act", found.get("hidden_act", "silu"), ("silu",)),
         ("rope type", _rope_type(rope), ("default", "linear", "llama3")),
         ("partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1.0)),
+        ("transformers_weights", found.get("transformers_weights"), (None,)),
     ):
         if got not in supported:
             wanted = " or ".join(repr(value) for value in supported)

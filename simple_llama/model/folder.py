@@ -156,6 +156,11 @@ def _check_layers(path: Path, tensors: Sequence[StoredTensor], config: ModelConf
     layers = {
         match[1] for tensor in tensors if (match := re.match(r"layers\.(\d+)\.", tensor.parameter))
     }
+    if tensors and not layers:
+        raise InputError(
+            f"{path}: tensor {tensors[0].name!r} is of no layer, and so are the others: wanted "
+            "names like 'model.layers.0.mlp.up_proj.weight'"
+        )
     if len(layers) != config.num_hidden_layers:
         raise InputError(
             f"{path}: its config has num_hidden_layers {config.num_hidden_layers}, "
