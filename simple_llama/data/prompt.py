@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from simple_llama.data.format_choice import FormatChoice, choose_format
 from simple_llama.data.prompt_formats import Control, Message
 from simple_llama.data.tokenizer import TextEncoder, adapt, special_ids
-from simple_llama.data.tokenizer_source import CONFIG, TOKENIZER, TokenizerSource
+from simple_llama.data.tokenizer_folder import CONFIG
+from simple_llama.data.tokenizer_source import TOKENIZER, TokenizerSource
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, write_json
 

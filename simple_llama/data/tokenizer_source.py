@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simple_llama.data.tokenizer_folder import (
+    MAX_CONFIG_BYTES,
+    check_file,
+    content,
+    read_settings,
+    with_folder_tokens,
+)
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 MAX_FILE_BYTES = 256 * 2**20
-MAX_CONFIG_BYTES = 16 * 2**20
 
 KNOWN = {
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<EOA>"),
@@ -32,10 +38,10 @@ class TokenizerSource:
     path: Path
     """Of its tokenizer.json."""
     layout: dict[str, Any]
-    """What stands in it."""
+    """What stands in it, with the tokens of the folder's other files."""
     tokenizer: "Tokenizer"
     config: dict[str, Any]
-    """Its tokenizer_config.json; empty where only the file was given."""
+    """Its settings (read_settings); empty where only the file was given."""
     template: str | None
     """Its chat template, if it has one."""
 
@@ -52,26 +58,29 @@ class TokenizerSource:
             others = sorted(one.name for one in path.glob("*.model"))
             found = f" (found {others[0]}: convert it with transformers)" if others else ""
             raise InputError(f"{path}: no {TOKENIZER} in it{found}")
-        _check_file(file, MAX_FILE_BYTES, f"a {TOKENIZER}")
+        check_file(file, MAX_FILE_BYTES, f"a {TOKENIZER}")
         layout = read_json(file)
         if not isinstance(layout, dict) or not isinstance(layout.get("model"), dict):
             raise InputError(f"{file}: not a tokenizer: no 'model' in it")
-        config = _read_config(folder / CONFIG) if folder else {}
+        config = read_settings(folder) if folder else {}
+        tokenizer = parse(file, layout)
+        if folder:
+            with refusing(f"{folder}: its tokens cannot be added"):
+                completed = with_folder_tokens(tokenizer, layout, config, folder)
+            if completed is not layout:
+                layout, tokenizer = completed, parse(file, completed)
         return cls(
             path=file,
             layout=layout,
-            tokenizer=parse(file, layout),
+            tokenizer=tokenizer,
             config=config,
             template=_read_template(folder, config) if folder else None,
         )
 
     def named(self, kind: str) -> str | None:
         """The eos, pad, unk or bos token as its config calls it, or else custom."""
-        token = self.config.get(f"{kind}_token")
-        if isinstance(token, dict):  # of an AddedToken
-            token = token.get("content")
-        for name in (token, *KNOWN.get(kind, ())):
-            if isinstance(name, str) and self.has(name):
+        for name in (content(self.config.get(f"{kind}_token")), *KNOWN.get(kind, ())):
+            if name is not None and self.has(name):
                 return name
         return None
 
@@ -109,34 +118,12 @@ class TokenizerSource:
         return [token.content for token in added.values() if token.special]
 
 
-def _check_file(path: Path, most: int, wanted: str) -> None:
-    """Before it is opened: a pipe or device would never end."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, wanted {wanted}") from None
-    if not path.is_file():
-        raise InputError(f"{path}: not a file, wanted {wanted}")
-    if size > most:
-        raise InputError(f"{path}: {size} bytes, wanted at most {most}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    _check_file(path, MAX_CONFIG_BYTES, f"a {CONFIG}")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: got {type(config).__name__}, wanted an object")
-    return config
-
-
 def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
     """From a file of its own, where `transformers` 5 keeps it, or from the config; of several, the
     default one."""
     path = folder / TEMPLATE
     if path.exists():
-        _check_file(path, MAX_CONFIG_BYTES, "a chat template")
+        check_file(path, MAX_CONFIG_BYTES, "a chat template")
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -168,7 +155,7 @@ def refusing(what: str) -> Iterator[None]:
     """Turn what the Rust library raises, of whatever type, into an InputError."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # a panic of the library is no Exception
         text = " ".join(str(error).split())
