@@ -141,7 +141,7 @@ def random_data() -> TrainingData:
     mask = [0] * (TOKENS // 2) + [1] * (TOKENS // 2)
     examples = [(random.integers(0, VOCABULARY, TOKENS), mask) for _ in range(4 * STEPS)]
     train, val = Tokens.from_examples(examples), Tokens.from_examples(examples[:2])
-    return TrainingData(train=train, val=val, pad_id=0, stop_id=1)
+    return TrainingData(train=train, val=val, pad_id=0, stop_ids=[1])
 
 
 def report(full: list[dict[str, Any]], lora: list[dict[str, Any]], rank: int) -> None:

@@ -121,7 +121,7 @@ def ours(
         **changes,
     }
     params = replace(Params().section(TrainParams), **values)
-    data = TrainingData(train=tokens, val=tokens, pad_id=workload.PAD_ID, stop_id=1)
+    data = TrainingData(train=tokens, val=tokens, pad_id=workload.PAD_ID, stop_ids=[1])
     listener: Any = Listener()
     model = workload.new_model(dropout, shape).to(device)
     trainer = Trainer(model, data, params, listener, ALONE)

@@ -55,6 +55,12 @@ def command(*options: Option) -> Callable[[Callable[..., None]], Callable[..., N
 MODEL = option(
     "--model", default="models/sft", metavar="DIR", help="a model folder (default: models/sft)"
 )
+PROMPT_FORMAT = option(
+    "--prompt-format",
+    default="auto",
+    choices=("auto", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"),
+    help="how a conversation is written (default: auto, as the model's folder shows)",
+)
 DEVICE = option("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
 MAX_TOKENS = option(
     "--max-tokens", type=int, default=256, metavar="N", help="of a reply, at most (default: 256)"
@@ -161,6 +167,7 @@ def reproduce(run_id: str) -> None:
 
 @command(
     MODEL,
+    PROMPT_FORMAT,
     option("--system", metavar="TEXT", help="system prompt (default: the model's own)"),
     temperature(0.7),
     TOP_P,
@@ -175,17 +182,32 @@ def reproduce(run_id: str) -> None:
         help="also let this model answer, side by side (default: model_path of params.yaml)",
     ),
 )
-def chat(model: str, system: str | None, compare: str | None, device: str, **sampling: Any) -> None:
+def chat(
+    model: str,
+    prompt_format: str,
+    system: str | None,
+    compare: str | None,
+    device: str,
+    **sampling: Any,
+) -> None:
     """Talk with a model on the terminal."""
     from simple_llama.inference.chat import chat
     from simple_llama.inference.replies import Settings
 
     settings = Settings(**sampling)
-    chat(model=model, system=system, compare=compare, device=device, settings=settings)
+    chat(
+        model=model,
+        prompt_format=prompt_format,
+        system=system,
+        compare=compare,
+        device=device,
+        settings=settings,
+    )
 
 
 @command(
     MODEL,
+    PROMPT_FORMAT,
     option(
         "--prompt",
         dest="prompts",
@@ -209,6 +231,7 @@ def chat(model: str, system: str | None, compare: str | None, device: str, **sam
 )
 def generate(
     model: str,
+    prompt_format: str,
     prompts: list[str],
     file: str | None,
     out: str | None,
@@ -222,6 +245,7 @@ def generate(
 
     generate_replies(
         model=model,
+        prompt_format=prompt_format,
         prompts=prompts,
         file=file,
         out=out,
@@ -233,15 +257,18 @@ def generate(
 
 @command(
     option("--model", required=True, metavar="DIR", help="a model folder"),
+    PROMPT_FORMAT,
     option("--data", required=True, metavar="FILE", help="conversations as prepare reads them"),
     option("--out", metavar="FILE", help="the report as JSON"),
     DEVICE,
 )
-def evaluate(model: str, data: str, out: str | None, device: str) -> None:
+def evaluate(model: str, prompt_format: str, data: str, out: str | None, device: str) -> None:
     """Score a model on a file without training it: loss, accuracy, exact match."""
     from simple_llama.evaluation.one_model import evaluate_file
 
-    print(evaluate_file(model=model, data=data, out=out, device=device))
+    print(
+        evaluate_file(model=model, prompt_format=prompt_format, data=data, out=out, device=device)
+    )
 
 
 @command(

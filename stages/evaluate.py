@@ -101,7 +101,7 @@ def score_each(
         model = load_model(
             folder, device, fused=params.use_flash_attention, vocab_size=tokenizer.vocab_size
         )
-        evaluations[name] = evaluate(model, tokens, tokenizer, params, ranks)
+        evaluations[name] = evaluate(model, tokens, tokenizer.for_model(folder), params, ranks)
     return evaluations
 
 

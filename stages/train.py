@@ -73,7 +73,7 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         train=Tokens.read(Path(TOKENS, "train.safetensors")),
         val=Tokens.read(Path(TOKENS, "val.safetensors")),
         pad_id=tokenizer.pad_id,
-        stop_id=tokenizer.stop_id,
+        stop_ids=tokenizer.for_model(base).stop_ids,
     )
     plan_training(len(data.train), params)  # what cannot be trained opens no run
     checkpoint = check_fits(

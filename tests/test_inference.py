@@ -204,7 +204,12 @@ def test_a_session_on_a_terminal(
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", str(columns))
     chat_module.chat(
-        model=str(folder), system="Help.", compare=str(folder), device="cpu", settings=GREEDY
+        model=str(folder),
+        prompt_format="auto",
+        system="Help.",
+        compare=str(folder),
+        device="cpu",
+        settings=GREEDY,
     )
     shown = screen.getvalue()
     assert ("│" in shown) == (columns == 100)

@@ -231,7 +231,11 @@ def test_the_format_shows_in_the_tokens(kinds: dict[str, Path], tmp_path: Path) 
     [
         ("words", MISTRAL, "makes another prompt and is replaced"),
         ("words", ENDLESS, "makes another prompt and is replaced"),
-        ("sentencepiece", MISTRAL, "none of ours: set prompt_format to one of simple_llama"),
+        (
+            "sentencepiece",
+            MISTRAL,
+            "none of ours: set prompt_format (--prompt-format) to one of simple_llama",
+        ),
         ("sentencepiece", "{{ cycler.__init__.__globals__ }}", "none of ours"),
         ("sentencepiece", "{% raw", "none of ours"),
     ],

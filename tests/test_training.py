@@ -79,7 +79,7 @@ def examples(count: int, seed: int = 0) -> Tokens:
 
 def data(train_examples: int = 22, val_examples: int = 9) -> TrainingData:
     return TrainingData(
-        train=examples(train_examples), val=examples(val_examples, 1), pad_id=PAD, stop_id=STOP
+        train=examples(train_examples), val=examples(val_examples, 1), pad_id=PAD, stop_ids=[STOP]
     )
 
 

@@ -327,7 +327,13 @@ def test_check_says_what_is_wrong_with_the_base(
     assert "base: a PEFT adapter for x, not a whole model" in refusal(check)
     for command in (
         lambda: load_replier("base", "cpu"),
-        lambda: evaluate_file(model="base", data="data/raw/few.json", out=None, device="cpu"),
+        lambda: evaluate_file(
+            model="base",
+            prompt_format="auto",
+            data="data/raw/few.json",
+            out=None,
+            device="cpu",
+        ),
         lambda: export(folder="out", model="base", dtype="float32"),
     ):
         assert "base: a PEFT adapter for x" in refusal(command)

@@ -91,7 +91,7 @@ def main() -> None:
             train=Tokens.from_examples(encoded[held_out:]),
             val=Tokens.from_examples(encoded[:held_out]),
             pad_id=chat.pad_id,
-            stop_id=chat.stop_id,
+            stop_ids=[chat.stop_id],
         )
         saver = Saver(chat, Path(folder, "tokenizer"))
         train(model.to(pick_device(params.device)), data, params, saver)

@@ -54,8 +54,8 @@ def choose_format(wanted: str, source: TokenizerSource) -> FormatChoice:
         )
     found = "its chat template is none of ours" if foreign else "no tokens of any format in it"
     raise InputError(
-        f"{source.path}: {found}: set prompt_format to one of {', '.join(FORMATS)} "
-        "(tokens that are missing are added)"
+        f"{source.path}: {found}: set prompt_format (--prompt-format) to one of "
+        f"{', '.join(FORMATS)} (tokens that are missing are added)"
     )
 
 

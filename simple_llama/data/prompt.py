@@ -9,6 +9,7 @@ stays text here.
                                                          the prompt ends ^  supervised from here
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from simple_llama.data.tokenizer_folder import CONFIG
 from simple_llama.data.tokenizer_source import TOKENIZER, TokenizerSource
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, write_json
+from simple_llama.generation_config import GENERATION, as_written, read_end_ids
 
 Encoded = tuple[NDArray[np.uint32], NDArray[np.bool_]]
 """Token ids (T,) and, for each, whether it is a target of the loss (T,)."""
@@ -79,6 +81,8 @@ class ChatTokenizer:
         self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
         self._control_ids = {one: np.array([one], np.uint32) for one in self._ids.values()}
         self.stop_id = self._ids[self._format.stop]
+        self.stop_ids = [self.stop_id]
+        """All ids that end a reply in generation, the one that is trained first."""
         self.pad_id = encoder.id_of(encoder.pad)
         self.unk_id = None if encoder.unk is None else encoder.id_of(encoder.unk)
         self._is_control = np.zeros(self.vocab_size, bool)
@@ -101,10 +105,10 @@ class ChatTokenizer:
         """
         chat = cls._of(TokenizerSource.read(path), prompt_format, system_prompt, model_max_length)
         chat.encode([TRIAL], "last_reply")
-        return chat
+        return chat.for_model(path)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "ChatTokenizer":
+    def from_folder(cls, folder: str | Path, prompt_format: str = "auto") -> "ChatTokenizer":
         """From what `save` wrote; from a folder of others, without a default system prompt.
 
         Raises InputError.
@@ -114,10 +118,16 @@ class ChatTokenizer:
         if not isinstance(prompt, str):
             raise InputError(f"{Path(folder) / CONFIG}: no text under 'default_system_prompt'")
         length, size = (source.config.get(key) for key in ("model_max_length", "base_vocab_size"))
-        chat = cls._of(source, "auto", prompt, length if isinstance(length, int) else None)
+        chat = cls._of(source, prompt_format, prompt, length if isinstance(length, int) else None)
         if isinstance(size, int) and 0 < size <= chat.vocab_size:
             chat.base_vocab_size = size
-        return chat
+        return chat.for_model(folder)
+
+    def for_model(self, folder: str | Path) -> "ChatTokenizer":
+        """The same, with replies that also end where the model of a folder ends its texts."""
+        other = copy.copy(self)
+        other.stop_ids = list(dict.fromkeys([*self.stop_ids, *read_end_ids(folder)]))
+        return other
 
     @classmethod
     def _of(
@@ -130,7 +140,8 @@ class ChatTokenizer:
         return cls(encoder, choice, system_prompt, length)
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json and tokenizer_config.json, which `transformers` loads as they are."""
+        """tokenizer.json and tokenizer_config.json, which `transformers` loads as they are; further
+        stop ids in a generation_config.json."""
         folder = Path(folder)
         with atomic_write(folder / TOKENIZER) as file:
             file.write(f"{self._encoder.to_json()}\n".encode())
@@ -150,6 +161,8 @@ class ChatTokenizer:
         }
         known = {key: value for key, value in config.items() if value is not None}
         write_json(folder / CONFIG, known)
+        if len(self.stop_ids) > 1:
+            write_json(folder / GENERATION, {"eos_token_id": as_written(self.stop_ids)})
 
     @property
     def added_tokens(self) -> int:

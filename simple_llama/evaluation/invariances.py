@@ -219,7 +219,7 @@ def _evaluate(
             model,
             prompts,
             max_new_tokens=NEW_TOKENS,
-            stop_ids=[tokenizer.stop_id],
+            stop_ids=tokenizer.stop_ids,
             temperature=temperature,
             generator=torch.Generator().manual_seed(params.seed),
         )

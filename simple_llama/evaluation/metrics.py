@@ -109,7 +109,7 @@ def _answer(
             model,
             [prompts[int(i)] for i in group],
             max_new_tokens=max_tokens + 1,
-            stop_ids=[tokenizer.stop_id],
+            stop_ids=tokenizer.stop_ids,
         )
         replies |= {int(i): ids for i, ids in zip(group, answers, strict=True)}
     return {i: ids for part in ranks.gathered(replies) for i, ids in part.items()}

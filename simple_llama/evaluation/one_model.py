@@ -14,9 +14,11 @@ from simple_llama.outs import check_outside_outs
 from simple_llama.params import EvaluateParams, Params
 
 
-def evaluate_file(*, model: str, data: str, out: str | None, device: str) -> str:
-    """Score a model folder on a file, with the tokenizer and prompt format of that folder and the
-    evaluation settings of params.yaml; the report, for a person.
+def evaluate_file(
+    *, model: str, prompt_format: str, data: str, out: str | None, device: str
+) -> str:
+    """Score a model folder on a file, with the tokenizer of that folder and the evaluation
+    settings of params.yaml; the report, for a person.
 
     out: where it is written as JSON too. Nothing else is written. Raises InputError.
     """
@@ -24,7 +26,7 @@ def evaluate_file(*, model: str, data: str, out: str | None, device: str) -> str
         check_outside_outs(out)
     params = Params().section(EvaluateParams)
     weight_files(model)  # an adapter's folder, say, before its tokenizer is missed
-    tokenizer = ChatTokenizer.from_folder(model)
+    tokenizer = ChatTokenizer.from_folder(model, prompt_format)
     size = tokenizer.vocab_size
     config = check_fits(model, size, 1, added_tokens=tokenizer.added_tokens)
     params = dataclasses.replace(

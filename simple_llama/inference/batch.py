@@ -24,6 +24,7 @@ BATCHES_AHEAD = 16
 def generate_replies(
     *,
     model: str,
+    prompt_format: str,
     prompts: Sequence[str],
     file: str | None,
     out: str | None,
@@ -40,7 +41,7 @@ def generate_replies(
         raise InputError(f"--batch-size: got {batch_size}, wanted 1 or more")
     if out is not None:
         check_outside_outs(out)
-    replier = load_replier(model, device)
+    replier = load_replier(model, device, prompt_format=prompt_format)
     if file is not None:
         requests = read_requests(file, replier.tokenizer.system_prompt)
     else:
@@ -88,7 +89,7 @@ def answer(
                 replier.model,
                 [prompts[place] for place in places],
                 max_new_tokens=settings.max_tokens,
-                stop_ids=[replier.tokenizer.stop_id],
+                stop_ids=replier.tokenizer.stop_ids,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 generator=generator,

@@ -75,7 +75,13 @@ class Voice:
 
 
 def chat(
-    *, model: str, system: str | None, compare: str | None, device: str, settings: Settings
+    *,
+    model: str,
+    prompt_format: str,
+    system: str | None,
+    compare: str | None,
+    device: str,
+    settings: Settings,
 ) -> None:
     """Talk until the input ends. compare: another model, "" for params.yaml's base model.
 
@@ -83,12 +89,12 @@ def chat(
     """
     if system is not None:
         checked_text("--system", system)
-    replier = load_replier(model, device)
+    replier = load_replier(model, device, prompt_format=prompt_format)
     voices = [Voice(model, replier, system, settings)]
     if compare is not None:
         base = compare or Params().section(BaseParams).model_path
         # the same prompt for both, as in the report
-        other = load_replier(base, device, replier.tokenizer)
+        other = load_replier(base, device, tokenizer=replier.tokenizer)
         voices.append(Voice(base, other, system, settings))
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -109,7 +109,7 @@ class Replier:
             self.model,
             [prompt[kept:]],
             max_new_tokens=settings.max_tokens,
-            stop_ids=[self.tokenizer.stop_id],
+            stop_ids=self.tokenizer.stop_ids,
             temperature=settings.temperature,
             top_p=settings.top_p,
             generator=generator,
@@ -132,8 +132,14 @@ class Replier:
         return kept
 
 
-def load_replier(folder: str, device: str, tokenizer: ChatTokenizer | None = None) -> Replier:
-    """A model folder on a device; without a tokenizer, with its own.
+def load_replier(
+    folder: str,
+    device: str,
+    *,
+    prompt_format: str = "auto",
+    tokenizer: ChatTokenizer | None = None,
+) -> Replier:
+    """A model folder on a device; without a tokenizer, with its own, used with prompt_format.
 
     In bfloat16 where the device is fast at it: half the memory, and twice as fast where reading
     the weights is what takes the time. Raises InputError.
@@ -141,7 +147,7 @@ def load_replier(folder: str, device: str, tokenizer: ChatTokenizer | None = Non
     if not Path(folder).exists():
         raise InputError(f"{folder}: no such model; `dvc repro` makes models/sft")
     weight_files(folder)  # an adapter's folder, say, before its tokenizer is missed
-    tokenizer = tokenizer or ChatTokenizer.from_folder(folder)
+    tokenizer = (tokenizer or ChatTokenizer.from_folder(folder, prompt_format)).for_model(folder)
     size = tokenizer.vocab_size
     with contextlib.redirect_stdout(sys.stderr):  # its notes: replies alone go to stdout
         check_fits(folder, size, 1, added_tokens=tokenizer.added_tokens)

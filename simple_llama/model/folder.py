@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from simple_llama.data.tokenizer_folder import content, read_settings
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, read_json
+from simple_llama.generation_config import GENERATION, as_written, read_end_ids
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
@@ -38,6 +40,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
+    "added_tokens.json",
     "tokenizer.model",
 )
 
@@ -268,7 +271,7 @@ def save_model(
         kind = str(dtype).removeprefix("torch.")
         types = {"dtype": kind, "torch_dtype": kind}
         _write(temporary / "config.json", config_json(model.config) | types | generation)
-        _write(temporary / "generation_config.json", generation)
+        _write(temporary / GENERATION, generation)
 
 
 def _state(model: Decoder) -> dict[str, Tensor]:
@@ -287,17 +290,20 @@ def _converted(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return {name: weight.to(dtype) for name, weight in state.items()}
 
 
-def _special_ids(tokenizer: Path) -> dict[str, int]:
-    """bos, eos and pad ids, which generation needs, of a tokenizer folder: those it has."""
-    settings = read_json(tokenizer / "tokenizer_config.json")
+def _special_ids(tokenizer: Path) -> dict[str, int | list[int]]:
+    """bos, eos and pad ids, which generation needs, of a tokenizer folder: those it has, eos ids
+    of its generation_config.json among them."""
+    settings = read_settings(tokenizer)
     added = read_json(tokenizer / "tokenizer.json")["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
-    found = {}
+    found: dict[str, int | list[int]] = {}
     for kind in ("bos", "eos", "pad"):
-        token = settings.get(f"{kind}_token")
-        name = token.get("content") if isinstance(token, dict) else token
+        name = content(settings.get(f"{kind}_token"))
         if name in ids:
             found[f"{kind}_token_id"] = ids[name]
+    trained = [ids[name]] if (name := content(settings.get("eos_token"))) in ids else []
+    if ends := list(dict.fromkeys([*trained, *read_end_ids(tokenizer)])):
+        found["eos_token_id"] = as_written(ends)
     return found
 
 

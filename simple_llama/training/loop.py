@@ -274,7 +274,7 @@ class Trainer:
                 self.model,
                 prompts,
                 max_new_tokens=params.sample_max_tokens,
-                stop_ids=[self.data.stop_id],
+                stop_ids=self.data.stop_ids,
                 temperature=params.sample_temperature,
                 generator=torch.Generator().manual_seed(params.seed + progress.step),
             )

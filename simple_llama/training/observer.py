@@ -22,7 +22,7 @@ class TrainingData:
     train: Tokens
     val: Tokens
     pad_id: int
-    stop_id: int
+    stop_ids: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
