@@ -99,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     model = random_model(arguments.width, arguments.layers).to(device)
     size = sum(parameter.numel() for parameter in model.parameters())
-    tuning_of(settings, "random", Path("none")).prepare(model, settings, VOCABULARY)
+    tuning_of(settings, "random", Path("none")).prepare(model, settings)
     clock = Clock()
     train(model, random_data(), settings, clock)
     weights = sum(parameter.numel() for parameter in trained(model).values())

@@ -27,7 +27,7 @@ def check() -> str:
     base = params.section(BaseParams).model_path
     tokens = params.section(TokenizeParams)
     demo = Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)
-    tokenizer = [] if demo else [_check_base(base, tokens)]
+    tokenizer = [] if demo else [_check_base(base, tokens, train.lora_rank)]
     evaluation = params.section(EvaluateParams)
     if not evaluation.on_validation_split:
         _check_exists("eval_json_path", evaluation.eval_json_path)
@@ -52,15 +52,17 @@ def _check_exists(key: str, path: str) -> None:
         raise InputError(f"params.yaml: {key}: {path} does not exist")
 
 
-def _check_base(base: str, params: TokenizeParams) -> str:
+def _check_base(base: str, params: TokenizeParams, lora_rank: int) -> str:
     """What the tokenizer is used with; the base model has the weights of its config, and an
-    embedding for each id it came with."""
+    embedding for each id it came with; for adapters, a trained one for each control token."""
     from simple_llama.data.encoding import open_tokenizer
-    from simple_llama.model.folder import check_fits, check_weights
+    from simple_llama.model.folder import check_fits, check_token_rows, check_weights
 
     check_weights(base)
     tokenizer = open_tokenizer(params)
     check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
+    if lora_rank:
+        check_token_rows(base, tokenizer.base_vocab_size, tokenizer.control_ids)
     return tokenizer.description
 
 

@@ -99,7 +99,12 @@ def score_each(
         )
         print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
         model = load_model(
-            folder, device, fused=params.use_flash_attention, vocab_size=tokenizer.vocab_size
+            folder,
+            device,
+            fused=params.use_flash_attention,
+            vocab_size=tokenizer.vocab_size,
+            known=tokenizer.base_vocab_size if name == "base" else None,
+            control=tokenizer.control_ids.values() if name == "base" else (),
         )
         evaluations[name] = evaluate(model, tokens, tokenizer.for_model(folder), params, ranks)
     return evaluations

@@ -18,7 +18,7 @@ from simple_llama.errors import InputError, one_line_errors
 from simple_llama.files import digest_tree, write_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import describe, environment
-from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.folder import check_fits, check_token_rows, load_model
 from simple_llama.params import (
     BaseParams,
     EvaluateParams,
@@ -76,19 +76,9 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         stop_ids=tokenizer.for_model(base).stop_ids,
     )
     plan_training(len(data.train), params)  # what cannot be trained opens no run
-    checkpoint = check_fits(
-        base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens
-    )
-    model = load_model(
-        base,
-        device,
-        dropout=params.dropout,
-        fused=params.use_flash_attention,
-        vocab_size=tokenizer.vocab_size,
-        sharded=ranks.in_step,
-    )
+    model = _base_model(base, tokenizer, params, device, ranks)
     tuning = tuning_of(params, base, TOKENIZER)
-    tuning.prepare(model, params, checkpoint.vocab_size)
+    tuning.prepare(model, params)
     name = _name(base, model)
     several = f", {ranks.of} ranks, shard: {params.shard}" if ranks.of > 1 else ""
     print(f"{name} on {describe(device, params.precision)}{several}", flush=True)
@@ -146,6 +136,26 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
             one_example = collate(data.val, np.arange(1), data.pad_id, None).ids
             run.tag(tuning.publish(folder, result.best_step, one_example))
             _publish(result, recorder, run, all_params, name)
+
+
+def _base_model(
+    base: str, tokenizer: ChatTokenizer, params: TrainParams, device: torch.device, ranks: Ranks
+) -> Decoder:
+    """As training starts from it, with an embedding for each token. Raises InputError where the
+    tokenizer, or the way it is trained, does not fit."""
+    check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
+    if params.lora_rank:
+        check_token_rows(base, tokenizer.base_vocab_size, tokenizer.control_ids)
+    return load_model(
+        base,
+        device,
+        dropout=params.dropout,
+        fused=params.use_flash_attention,
+        vocab_size=tokenizer.vocab_size,
+        known=tokenizer.base_vocab_size,
+        control=tokenizer.control_ids.values(),
+        sharded=ranks.in_step,
+    )
 
 
 def _name(base: str, model: Decoder) -> str:

@@ -36,7 +36,7 @@ SETTINGS = params(
 
 def tuned_model(settings: TrainParams) -> Decoder:
     model = new_model(settings.dropout)
-    tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings, 97)
+    tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
     return model
 
 

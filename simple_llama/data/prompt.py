@@ -78,6 +78,8 @@ class ChatTokenizer:
         self.vocab_size = encoder.vocab_size
         self.base_vocab_size = encoder.base_vocab_size
         """Ids that the base model was trained with; those above are of tokens that were added."""
+        self.file_vocab_size = encoder.vocab_size - len(encoder.added)
+        """Ids that its own files have, those that an earlier run added to them included."""
         self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
         self._control_ids = {one: np.array([one], np.uint32) for one in self._ids.values()}
         self.stop_id = self._ids[self._format.stop]
@@ -168,6 +170,11 @@ class ChatTokenizer:
     def added_tokens(self) -> int:
         """How many of its highest ids the base model has not seen."""
         return self.vocab_size - self.base_vocab_size
+
+    @property
+    def control_ids(self) -> dict[str, int]:
+        """The format's control tokens."""
+        return dict(self._ids)
 
     @property
     def chat_template(self) -> str:

@@ -41,6 +41,7 @@ def evaluate_file(
         pick_device(device),
         fused=params.use_flash_attention,
         vocab_size=size,
+        known=tokenizer.file_vocab_size,
     )
     evaluation = evaluate(loaded, held_out.tokens, tokenizer, params)
     report = {

@@ -147,12 +147,18 @@ def load_replier(
     if not Path(folder).exists():
         raise InputError(f"{folder}: no such model; `dvc repro` makes models/sft")
     weight_files(folder)  # an adapter's folder, say, before its tokenizer is missed
+    own = tokenizer is None
     tokenizer = (tokenizer or ChatTokenizer.from_folder(folder, prompt_format)).for_model(folder)
     size = tokenizer.vocab_size
     with contextlib.redirect_stdout(sys.stderr):  # its notes: replies alone go to stdout
         check_fits(folder, size, 1, added_tokens=tokenizer.added_tokens)
     where = pick_device(device)
-    model = load_model(folder, where, vocab_size=size)
+    model = load_model(
+        folder,
+        where,
+        vocab_size=size,
+        known=tokenizer.file_vocab_size if own else tokenizer.base_vocab_size,
+    )
     if uses_bf16(where, "auto") and model.config.mla is None:
         for name, parameter in model.named_parameters():  # not the rotary frequencies
             check_range(parameter.data, torch.bfloat16, f"{folder}: {name}")

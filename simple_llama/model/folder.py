@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.pth import read_pth
 from simple_llama.model.sharding import fill, shard, whole
+from simple_llama.model.token_rows import initialised, untrained
 from simple_llama.model.weights import (
     DTYPES,
     QUANTISED,
@@ -52,14 +53,18 @@ def load_model(
     dropout: float = 0.0,
     fused: bool = True,
     vocab_size: int = 0,
+    known: int | None = None,
+    control: Collection[int] = (),
     sharded: bool = False,
 ) -> Decoder:
     """The decoder in float32, its weights read one tensor after the other.
 
     sharded: each rank, all of which call this, keeps its part of each parameter only.
 
-    vocab_size: ids it must have an embedding for. Where the stored weights have fewer, the new
-    rows are the mean of theirs: a token never seen is as likely as the others on average.
+    vocab_size: ids it must have an embedding for.
+    known: how many of them the weights were trained with (None: as many as are stored), and
+    control: ids of control tokens. Rows never trained become the mean of the others, see
+    token_rows.initialised.
 
     Raises InputError naming what is missing, left over, of the wrong shape, no number or not
     supported.
@@ -77,10 +82,9 @@ def load_model(
         for tensor in tensors:
             parameter, stored = parameters[tensor.parameter], tensor.read()
             check_range(stored, parameter.dtype, f"{path}: tensor {tensor.name!r}")
-            missing = len(parameter) - len(stored)
-            if missing:
-                mean = stored.float().mean(dim=0, keepdim=True)
-                stored = torch.cat((stored.float(), mean.expand(missing, -1)))
+            if tensor.parameter in (EMBEDDING, HEAD):
+                trained = len(stored) if known is None else min(known, len(stored))
+                stored = initialised(stored, trained, max(trained, vocab_size), control)
             fill(parameter, stored)
     return model
 
@@ -95,6 +99,24 @@ def check_weights(path: str | Path) -> None:
     with torch.device("meta"):
         model = Decoder(config)
     _check_tensors(Path(path), tensors, model, config.vocab_size)
+
+
+def check_token_rows(path: str | Path, known: int, control: Mapping[str, int]) -> None:
+    """That a base was trained with all control tokens, by name: adapters learn no embeddings.
+
+    known: ids that its tokenizer came with. Raises InputError naming tokens that it was not.
+    """
+    _, tensors = _read_checkpoint(Path(path))
+    missing: set[int] = set()
+    for tensor in tensors:
+        if tensor.parameter in (EMBEDDING, HEAD):
+            missing |= untrained(tensor.read(), known, control.values())
+    if missing:
+        names = ", ".join(name for name, one in control.items() if one in missing)
+        raise InputError(
+            f"lora_rank: {path} has no trained embedding of {names}, and adapters learn none: "
+            "wanted 0, or a prompt_format whose tokens it was trained with"
+        )
 
 
 def _read_checkpoint(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:

@@ -7,7 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from simple_llama.errors import InputError
 from simple_llama.files import copy_folder
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import uses_bf16
@@ -33,12 +32,8 @@ ADAPTER = Path("models/adapter")
 class Tuning(Protocol):
     """A way to train a model."""
 
-    def prepare(self, model: Decoder, params: TrainParams, base_vocab_size: int) -> None:
-        """Leave gradients to what is trained.
-
-        base_vocab_size: embeddings that the base has, the model may have more. Raises InputError
-        where it can't be trained this way.
-        """
+    def prepare(self, model: Decoder, params: TrainParams) -> None:
+        """Leave gradients to what is trained."""
 
     def save(self, model: Decoder, folder: Path) -> None:
         """Keep what is trained."""
@@ -59,7 +54,7 @@ class AllWeights:
     def __init__(self, tokenizer: Path) -> None:
         self.tokenizer = tokenizer
 
-    def prepare(self, model: Decoder, params: TrainParams, base_vocab_size: int) -> None:
+    def prepare(self, model: Decoder, params: TrainParams) -> None:
         pass
 
     def save(self, model: Decoder, folder: Path) -> None:
@@ -85,14 +80,7 @@ class Adapters:
             targets=params.lora_projections,
         )
 
-    def prepare(self, model: Decoder, params: TrainParams, base_vocab_size: int) -> None:
-        missing = model.config.vocab_size - base_vocab_size
-        if missing > 0:
-            raise InputError(
-                f"lora_rank: got {self.lora.rank}, but {self.base} lacks the embeddings of "
-                f"{missing} tokens and adapters learn none: wanted 0, or a prompt_format whose "
-                "tokens it has"
-            )
+    def prepare(self, model: Decoder, params: TrainParams) -> None:
         add_adapters(model, self.lora, params.seed)
         if uses_bf16(model.embed_tokens.weight.device, params.precision):
             keep_frozen_in_bf16(model)
