@@ -1,7 +1,8 @@
 # make repro: set up and run the pipeline.  make test: lint, types, all tests.
 # The plain commands behind each target stand in the README.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# the first that runs: an alias of a version manager may lead nowhere
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := $(CURDIR)/.venv
 PORT ?= 5000
 RUN := PATH="$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
@@ -45,9 +46,9 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found, wanted Python 3.11 or newer: make PYTHON=python3"; exit 1; }
-	@echo "making .venv"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: wanted Python 3.11 or newer")'
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python from 3.11 on found as python3.11, python3.12, python3.13 or python3: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: wanted Python 3.11 or newer")' || { echo "error: $(PYTHON): wanted Python 3.11 or newer"; exit 1; }
+	@echo "making .venv with $(PYTHON)"
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/installed: requirements.lock pyproject.toml | .venv/bin/python

@@ -167,6 +167,11 @@ class TrainParams(ExecutionParams):
         """Examples of one full optimizer step."""
         return self.batch_size * self.grad_accum_steps
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether this is a part of a training only, as a smoke test is."""
+        return self.max_steps > 0 or self.max_train_examples > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("epochs", "batch_size", "grad_accum_steps", "eval_num_samples"):
@@ -205,12 +210,6 @@ class TrainParams(ExecutionParams):
         _require(self.max_lr > 0, "max_lr", self.max_lr, "above 0")
         _require(
             0 <= self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"0 to max_lr ({self.max_lr})"
-        )
-        _require(
-            self.max_steps == 0 or self.warmup_iterations <= self.max_steps,
-            "warmup_iterations",
-            self.warmup_iterations,
-            f"at most max_steps ({self.max_steps})",
         )
         _require(
             self.sample_max_tokens >= 1, "sample_max_tokens", self.sample_max_tokens, "1 or more"

@@ -75,7 +75,7 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         pad_id=tokenizer.pad_id,
         stop_ids=tokenizer.for_model(base).stop_ids,
     )
-    plan_training(len(data.train), params)  # what cannot be trained opens no run
+    _check_plan(len(data.train), params, ranks)
     model = _base_model(base, tokenizer, params, device, ranks)
     tuning = tuning_of(params, base, TOKENIZER)
     tuning.prepare(model, params)

@@ -65,7 +65,6 @@ def test_a_learning_rate_of_1e_5_alone_is_valid(tmp_path: Path) -> None:
         ("train_split", "1.0", "train_split: got 1.0, wanted between 0 and 1"),
         ("ft_json_path", "3", "ft_json_path: got 3, wanted printable text"),
         ("seed", "-1", "seed: got -1, wanted 0 to 4294967295"),
-        ("max_steps", "5", "warmup_iterations: got 20, wanted at most max_steps"),
         ("mlflow_experiment", "Default", "a name other than 'Default'"),
     ],
 )

@@ -287,6 +287,21 @@ def test_warmup_longer_than_training_is_refused_by_name() -> None:
         run(params(warmup_iterations=13))
 
 
+@pytest.mark.parametrize("limit", [{"max_steps": 5}, {"max_train_examples": 20, "epochs": 1}])
+def test_a_limit_shortens_a_warmup_that_is_longer(limit: dict[str, int]) -> None:
+    _, listener, _ = run(params(warmup_iterations=50, lr_schedule="linear", **limit))
+    steps = len(listener.steps)
+    assert 1 < steps <= 5
+    rates = [record.lr for record in listener.steps]
+    assert rates == pytest.approx([1e-2 * (step + 1) / steps for step in range(steps)])
+
+
+def test_a_limit_leaves_a_warmup_that_fits() -> None:
+    _, listener, _ = run(params(warmup_iterations=3, max_steps=5, lr_schedule="constant"))
+    rates = [record.lr for record in listener.steps]
+    assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2, 1e-2])
+
+
 def test_the_update_is_pytorchs_and_norms_biases_and_embeddings_do_not_decay() -> None:
     model, expected = (Decoder(tiny_config(attention_bias=True, mlp_bias=True)) for _ in range(2))
     expected.load_state_dict(model.state_dict())

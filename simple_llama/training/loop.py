@@ -28,7 +28,7 @@ from simple_llama.training.observer import (
     TrainingData,
     TrainResult,
 )
-from simple_llama.training.optimizer import AdamW, check_warmup, learning_rate, trained
+from simple_llama.training.optimizer import AdamW, learning_rate, trained, warmup_steps
 from simple_llama.training.preflight import longest_step, preflight
 
 SPIKE_MEMORY = 50
@@ -59,7 +59,7 @@ def train(
 def plan_training(examples: int, params: TrainParams) -> Plan:
     """The steps of a training on so many examples.
 
-    Raises InputError where the warmup would not end within them.
+    Raises InputError where the warmup would not end within them, without a limit.
     """
     plan = Plan(
         examples=min(examples, params.max_train_examples or examples),
@@ -68,7 +68,7 @@ def plan_training(examples: int, params: TrainParams) -> Plan:
         epochs=params.epochs,
         max_steps=params.max_steps,
     )
-    check_warmup(plan.steps, params)
+    warmup_steps(plan.steps, params)
     return plan
 
 

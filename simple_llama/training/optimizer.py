@@ -85,7 +85,7 @@ def _no_moments(weight: Tensor) -> dict[str, Tensor]:
 def learning_rate(step: int, steps: int, params: TrainParams) -> float:
     """The learning rate of a step (0 to steps - 1): linear warmup to max_lr, then down to min_lr
     at the last step."""
-    warmup = params.warmup_iterations
+    warmup = warmup_steps(steps, params)
     if step < warmup:
         return params.max_lr * (step + 1) / warmup
     if params.lr_schedule == "constant":
@@ -95,10 +95,16 @@ def learning_rate(step: int, steps: int, params: TrainParams) -> float:
     return params.min_lr + (params.max_lr - params.min_lr) * left
 
 
-def check_warmup(steps: int, params: TrainParams) -> None:
-    """Raises InputError where the warmup would not end within the training."""
-    if params.warmup_iterations > steps:
+def warmup_steps(steps: int, params: TrainParams) -> int:
+    """warmup_iterations, or all the steps of a training that a limit makes shorter than it.
+
+    Raises InputError where the warmup would not end within a training without a limit.
+    """
+    if params.warmup_iterations <= steps:
+        return params.warmup_iterations
+    if not params.is_limited:
         raise InputError(
             f"params.yaml: warmup_iterations: got {params.warmup_iterations}, "
             f"wanted at most the {steps} optimizer steps of this training"
         )
+    return steps
