@@ -158,6 +158,13 @@ def _base_model(
     )
 
 
+def _check_plan(examples: int, params: TrainParams, ranks: Ranks) -> None:
+    """What cannot be trained opens no run; a shortened warmup is said."""
+    steps, warmup = plan_training(examples, params).steps, params.warmup_iterations
+    if ranks.leads and steps < warmup:
+        print(f"note: the warmup is shortened from {warmup} steps to the {steps} of this training")
+
+
 def _name(base: str, model: Decoder) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
     share = sum(parameter.numel() for parameter in trained(model).values()) / size
