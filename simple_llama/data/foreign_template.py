@@ -17,30 +17,38 @@ MAX_CHARACTERS = 2**16
 
 
 def rendered(
-    template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]
-) -> str | None:
-    """The inference prompt that the template makes, or None where it makes none in time.
+    template: str,
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    tokens: Mapping[str, str],
+) -> list[str | None]:
+    """The inference prompts that the template makes, None for each that it refuses; for all, where
+    they are not made in time.
 
     tokens: what the template calls bos_token, eos_token and so on.
     """
-    variables = {**tokens, "messages": list(messages), "add_generation_prompt": True}
+    variables = {**tokens, "add_generation_prompt": True}
+    given = {
+        "template": template,
+        "conversations": list(map(list, conversations)),
+        "variables": variables,
+    }
     try:
         done = subprocess.run(
             [sys.executable, "-I", __file__],
-            input=json.dumps({"template": template, "variables": variables}).encode(),
+            input=json.dumps(given).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=10 * SECONDS,
             check=True,
         )
-        text: Any = json.loads(done.stdout)
+        texts: list[str | None] = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError):
-        return None
-    return text if isinstance(text, str) else None
+        return [None] * len(conversations)
+    return texts
 
 
-def _render(template: str, variables: dict[str, Any]) -> str:
-    from jinja2 import nodes
+def _render(template: str, conversations: list[Any], variables: dict[str, Any]) -> list[str | None]:
+    from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -62,7 +70,15 @@ def _render(template: str, variables: dict[str, Any]) -> str:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
-    return environment.from_string(template).render(tools=None, documents=None, **variables)
+    parsed = environment.from_string(template)
+    texts: list[str | None] = []
+    for messages in conversations:
+        try:
+            text = parsed.render(tools=None, documents=None, messages=messages, **variables)
+            texts.append(text[:MAX_CHARACTERS])
+        except (TemplateError, TypeError, ValueError):
+            texts.append(None)
+    return texts
 
 
 def main() -> None:
@@ -71,7 +87,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    json.dump(_render(**json.load(sys.stdin))[:MAX_CHARACTERS], sys.stdout)
+    json.dump(_render(**json.load(sys.stdin)), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,34 @@
 """Which prompt format a tokenizer is used with: the one that was set, or what it shows itself."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simple_llama.data.foreign_template import rendered
 from simple_llama.data.prompt_formats import BOS, EOS, FORMATS, Message, PromptFormat
-from simple_llama.data.tokenizer_source import TokenizerSource
+from simple_llama.data.tokenizer_source import TokenizerSource, refusing
 from simple_llama.errors import InputError
 
-PROBE: list[Message] = [
-    {"role": "system", "content": "one"},
-    {"role": "user", "content": "two"},
-    {"role": "assistant", "content": "three"},
-    {"role": "user", "content": "four"},
+PROBES: list[list[Message]] = [
+    [{"role": "user", "content": "two"}],
+    [
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "<think>\nso\n</think>\n\nthree"},
+        {"role": "user", "content": "four"},
+    ],
+    [
+        {"role": "user", "content": " two\n"},
+        {"role": "assistant", "content": "three \n"},
+        {"role": "user", "content": "\n\nfour  "},
+        {"role": "assistant", "content": "five"},
+        {"role": "user", "content": "six"},
+    ],
 ]
-"""Two templates that make the same of it are taken for the same format."""
+"""A template that makes the same ids of each, with and without a system prompt, is taken for the
+same format. White space before a reply is left out: most formats drop it."""
+SYSTEM: Message = {"role": "system", "content": " one\n"}
+
+Prompts = Callable[[PromptFormat, Sequence[Message]], list[int]]
+"""The ids (T,) of an inference prompt in a format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +40,12 @@ class FormatChoice:
     reason: str
 
 
-def choose_format(wanted: str, source: TokenizerSource) -> FormatChoice:
+def choose_format(
+    wanted: str, source: TokenizerSource, system_prompt: str, prompts: Prompts
+) -> FormatChoice:
     """The format `wanted`, or what `auto` finds in the tokenizer's config, template and tokens.
 
+    system_prompt: what stands in for a missing one. prompts: how formats are written here.
     Raises InputError where nothing points to a format, or a format lacks what it needs.
     """
     if wanted != "auto":
@@ -35,7 +53,8 @@ def choose_format(wanted: str, source: TokenizerSource) -> FormatChoice:
     named = source.config.get("prompt_format")
     if isinstance(named, str) and named in FORMATS:
         return FormatChoice(format=_resolved(named, source), reason="named in its config")
-    if source.template is not None and (name := _same_template(source, source.template)):
+    name = _same_template(source, source.template, system_prompt, prompts)
+    if name is not None:
         return FormatChoice(
             format=_resolved(name, source), reason="its chat template makes the same prompt"
         )
@@ -59,21 +78,47 @@ def choose_format(wanted: str, source: TokenizerSource) -> FormatChoice:
     )
 
 
-def _same_template(source: TokenizerSource, template: str) -> str | None:
-    """The name of the format whose inference prompt is the same text."""
+def _same_template(
+    source: TokenizerSource, template: str | None, system_prompt: str, prompts: Prompts
+) -> str | None:
+    """The name of the format whose inference prompts have the same ids, be they with or without a
+    system prompt. What the template refuses is compared with nothing, but for all it must write:
+    conversations without a system prompt, which get ours."""
+    if template is None:
+        return None
     tokens = {
         f"{kind}_token": token
         for kind in ("bos", "eos", "unk", "pad")
         if (token := source.named(kind)) is not None
     }
-    text = rendered(template, PROBE, tokens)
+    ours: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    conversations = [ours + probe for probe in PROBES] + [[SYSTEM, *probe] for probe in PROBES]
+    texts = rendered(template, conversations, tokens)
+    if None in texts[: len(PROBES)]:
+        return None
+    pairs = [(one, text) for one, text in zip(conversations, texts) if text is not None]
+    vocabulary = source.tokenizer.get_vocab()
     for name, known in FORMATS.items():
-        if source.eos is None and EOS in known.tokens:
+        needed = {source.eos if token is EOS else token for token in known.tokens} - {BOS}
+        if not vocabulary.keys() >= needed:
             continue
-        pieces = _resolved(name, source).render(PROBE, "", "last_reply")
-        if text == "".join(piece for piece, _ in pieces):
+        resolved = _resolved(name, source)
+        if _looks_like(resolved, *pairs[0]) and all(
+            _ids(source, text) == prompts(resolved, one) for one, text in pairs
+        ):
             return name
     return None
+
+
+def _ids(source: TokenizerSource, text: str) -> list[int]:
+    with refusing(f"{source.path}: the tokenizer cannot encode a text"):
+        return list(source.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _looks_like(known: PromptFormat, messages: Sequence[Message], text: str) -> bool:
+    """But for white space: ids take a tokenizer of their own for each format."""
+    pieces = known.render(messages, "", "last_reply")
+    return "".join(text.split()) == "".join("".join(piece for piece, _ in pieces).split())
 
 
 def _resolved(name: str, source: TokenizerSource) -> PromptFormat:
@@ -82,4 +127,4 @@ def _resolved(name: str, source: TokenizerSource) -> PromptFormat:
             f"{source.path}: no end-of-sequence token found, which {name} ends replies with: "
             "wanted 'eos_token' in a tokenizer_config.json, or prompt_format chatml or llama3"
         )
-    return FORMATS[name].resolved(eos=source.eos, bos=source.bos, special=source.special)
+    return FORMATS[name].resolved(eos=source.eos, bos=source.bos, special=source.markers)

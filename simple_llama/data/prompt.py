@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simple_llama.data.format_choice import FormatChoice, choose_format
-from simple_llama.data.prompt_formats import Control, Message
+from simple_llama.data.prompt_formats import Control, Message, PromptFormat
 from simple_llama.data.tokenizer import TextEncoder, adapt, special_ids
 from simple_llama.data.tokenizer_folder import CONFIG
 from simple_llama.data.tokenizer_source import TOKENIZER, TokenizerSource
@@ -135,11 +135,20 @@ class ChatTokenizer:
     def _of(
         cls, source: TokenizerSource, prompt_format: str, system_prompt: str, length: int | None
     ) -> "ChatTokenizer":
-        choice = choose_format(prompt_format, source)
-        tokens, stop = choice.format.tokens, choice.format.stop
-        begin = choice.format.begin
-        encoder = adapt(source, tokens, stop=stop, bos=begin[0] if begin else None)
-        return cls(encoder, choice, system_prompt, length)
+        def of(choice: FormatChoice) -> ChatTokenizer:
+            tokens, stop = choice.format.tokens, choice.format.stop
+            begin = choice.format.begin
+            encoder = adapt(source, tokens, stop=stop, bos=begin[0] if begin else None)
+            return cls(encoder, choice, system_prompt, length)
+
+        made: dict[str, ChatTokenizer] = {}
+
+        def prompts(known: PromptFormat, messages: Sequence[Message]) -> list[int]:
+            if known.name not in made:
+                made[known.name] = of(FormatChoice(format=known, reason=""))
+            return made[known.name].prompt(messages)
+
+        return of(choose_format(prompt_format, source, system_prompt, prompts))
 
     def save(self, folder: str | Path) -> None:
         """tokenizer.json and tokenizer_config.json, which `transformers` loads as they are; further

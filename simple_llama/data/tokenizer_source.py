@@ -112,6 +112,14 @@ class TokenizerSource:
         return None
 
     @property
+    def markers(self) -> list[str]:
+        """Its added tokens that may stand in a prompt format's fixed text: special ones, and others
+        that are no words or white space, such as <|user|>."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        texts = [token.content for token in added if not token.special]
+        return self.special + [one for one in texts if one.strip() and not one.strip().isalnum()]
+
+    @property
     def special(self) -> list[str]:
         """Its added tokens that are no text."""
         added = self.tokenizer.get_added_tokens_decoder()
