@@ -52,6 +52,12 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}, torch.bfloat16),
     "mistral with a window": ("mistral", {"sliding_window": 128}, torch.float32),
     "qwen2": ("qwen2", {"rope_parameters": PLAIN, "tie_word_embeddings": True}, torch.bfloat16),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True, "head_dim": 16}, torch.bfloat16),
+    "qwen3 with biases": (
+        "qwen3",
+        {"attention_bias": True, "head_dim": 8, "rope_parameters": LINEAR},
+        torch.float32,
+    ),
     "qwen2, untied": ("qwen2", {"num_key_value_heads": 1}, torch.float32),
 }
 PEAK = Path("/proc/self/status")
@@ -143,7 +149,7 @@ def test_rotary_settings_as_they_were_written_before_transformers_5(
     assert (logits_of(load_model(tmp_path).eval(), IDS) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 def test_keys_that_are_left_out_mean_what_they_mean_in_transformers(model_type: str) -> None:
     import transformers
 
@@ -153,6 +159,29 @@ def test_keys_that_are_left_out_mean_what_they_mean_in_transformers(model_type: 
     assert theirs.tie_word_embeddings is False
     assert theirs.rms_norm_eps == 1e-6
     assert theirs.rope_parameters["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "qwen3 with biases"])
+def test_loss_and_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    model_type, values, _ = BASES[name]
+    transformers_model(model_type, values, torch.float32).save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = theirs(IDS, labels=IDS).loss
+    expected.backward()
+
+    model = load_model(tmp_path)
+    logits = model.logits(model(IDS))[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert (loss - expected).abs() < 1e-4
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    ours = dict(model.named_parameters())
+    assert len(ours) == len(gradients)
+    for parameter, gradient in gradients.items():
+        mine = ours[parameter.removeprefix("model.")].grad
+        assert (mine - gradient).abs().max() < 1e-4, parameter
 
 
 @pytest.fixture
@@ -180,6 +209,7 @@ def folder(tmp_path: Path) -> Path:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"transformers_weights": "x.safetensors"}, "transformers_weights 'x.safetensors' is not"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is not supp"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window is not supp"),
         ({"model_type": "mistral", "sliding_window": "4k"}, "sliding_window: got '4k', wanted"),
         ({"model_type": "simple_llama_mla"}, "missing 'q_lora_rank'"),
     ],
@@ -253,7 +283,11 @@ def test_a_vocabulary_grows_only_when_asked_to(
 
 
 def test_a_config_is_what_is_read_of_it(tmp_path: Path) -> None:
-    for config in (tiny_config(), tiny_config(model_type="qwen2", attention_bias=True)):
+    for config in (
+        tiny_config(),
+        tiny_config(model_type="qwen2", attention_bias=True),
+        tiny_config(model_type="qwen3", qk_norm=True, attention_bias=True),
+    ):
         (tmp_path / "config.json").write_text(json.dumps(config_json(config)))
         assert load_config(tmp_path) == config
 

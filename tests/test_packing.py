@@ -76,6 +76,9 @@ def test_a_batch_is_its_examples_end_to_end(budget: int) -> None:
     assert sorted(seen) == EXAMPLES.tolist()
 
 
+NORMED = {"model_type": "qwen3", "qk_norm": True}
+
+
 def loss_and_gradients(model: Decoder, *, packed: bool) -> list[Tensor]:
     batch = collate(examples(7), EXAMPLES, PAD, None, packing=packed)
     loss = summed_loss(model, batch) / len(batch.targets)
@@ -84,7 +87,9 @@ def loss_and_gradients(model: Decoder, *, packed: bool) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "variant", [{"num_hidden_layers": 3}, {"num_key_value_heads": 1}, LATENT], ids=["3", "1", "mla"]
+    "variant",
+    [{"num_hidden_layers": 3}, {"num_key_value_heads": 1}, LATENT, NORMED],
+    ids=["3", "1", "mla", "qwen3"],
 )
 @pytest.mark.parametrize("fused", [True, False])
 def test_loss_and_gradients_are_those_of_padded_examples(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from simple_llama.model import kernels, packing
 from simple_llama.model.config import ModelConfig
+from simple_llama.model.kernels import RMSNorm
 from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotate
 
@@ -96,6 +97,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(
             config.num_attention_heads * config.head_dim, width, bias=config.output_bias
         )
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -108,6 +113,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, K)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, K)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        if self.qk_norm:  # in float32, where the weights are, then in the values' type
+            q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)

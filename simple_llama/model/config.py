@@ -8,7 +8,7 @@ from simple_llama.errors import InputError
 MAX_ELEMENTS = 2**40
 """Of a matrix; a size in bytes that no 64 bits hold would be an error of PyTorch."""
 MLA = "simple_llama_mla"
-MODEL_TYPES = ("llama", "mistral", "qwen2", MLA)
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", MLA)
 """Hugging Face's names, and one of our own for what its Llama layout cannot hold."""
 
 
@@ -96,6 +96,8 @@ class ModelConfig:
     rope_scaling: LinearScaling | Llama3Scaling | None = None
     sliding_window: int | None = None
     """Positions a position sees in pretraining, itself included; None: all before it."""
+    qk_norm: bool = False
+    """Queries and keys are normed, each head alone, before they are rotated."""
     mla: LatentShape | None = None
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
@@ -141,6 +143,8 @@ class ModelConfig:
         """What a model_type cannot express could not be published under it."""
         biases = {"mistral": (False, False), "qwen2": (True, False), MLA: (True, False)}
         found = (self.attention_bias, self.mlp_bias)
+        assert not (self.model_type == "qwen3" and self.mlp_bias)
+        assert self.qk_norm == (self.model_type == "qwen3")
         assert self.model_type in MODEL_TYPES
         assert found == biases.get(self.model_type, found), f"biases of {self.model_type}"
         assert (self.model_type == MLA) == (self.mla is not None)

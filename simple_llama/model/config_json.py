@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 ABSENT: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -29,6 +30,7 @@ ABSENT: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
     },
     "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
     MLA: {},
 }
 """What transformers takes for a key that config.json leaves out."""
@@ -79,6 +81,7 @@ def _model_config(found: dict[str, Any]) -> ModelConfig:
         ),
         mlp_bias=(found.get("mlp_bias") or False) if model_type == "llama" else False,
         sliding_window=found.get("sliding_window") if model_type == "mistral" else None,
+        qk_norm=model_type == "qwen3",
         mla=_latent_shape(found) if model_type == MLA else None,
     )
 
@@ -143,7 +146,7 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
         if got not in supported:
             wanted = " or ".join(repr(value) for value in supported)
             raise InputError(f"{key} {got!r} is not supported, wanted {wanted}")
-    if found["model_type"] == "qwen2" and found.get("use_sliding_window"):
+    if found["model_type"] in ("qwen2", "qwen3") and found.get("use_sliding_window"):
         raise InputError("use_sliding_window is not supported, wanted false")
 
 
@@ -151,10 +154,12 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     """What read_config and `transformers` read as this config."""
     shape = asdict(config)
     model_type = shape.pop("model_type")
-    for name in ("rope_scaling", "sliding_window", "mla"):
+    for name in ("rope_scaling", "sliding_window", "qk_norm", "mla"):
         del shape[name]
-    if model_type != "llama":  # there the model_type decides
-        del shape["attention_bias"], shape["mlp_bias"]
+    if model_type not in ("llama", "qwen3"):  # there the model_type decides
+        del shape["attention_bias"]
+    if model_type != "llama":
+        del shape["mlp_bias"]
     known = {"architectures": [ARCHITECTURES[model_type]]} if model_type in ARCHITECTURES else {}
     return {
         **known,
@@ -172,7 +177,7 @@ def _family(config: ModelConfig) -> dict[str, Any]:
         return asdict(config.mla)
     if config.model_type == "mistral":
         return {"sliding_window": config.sliding_window}
-    return {"use_sliding_window": False} if config.model_type == "qwen2" else {}
+    return {"use_sliding_window": False} if config.model_type in ("qwen2", "qwen3") else {}
 
 
 def _rope_json(config: ModelConfig) -> dict[str, Any]:
