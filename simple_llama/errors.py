@@ -1,5 +1,6 @@
 """What ends a command: one line for what a user can mend, exit code 1, no traceback."""
 
+import io
 import signal
 import sys
 import threading
@@ -40,7 +41,8 @@ def terminated_by_signal() -> Iterator[None]:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn an InputError, or a file the system refuses, into one line on stderr and exit code 1;
-    Ctrl-C and SIGTERM end the block too, with 130 and 143."""
+    Ctrl-C and SIGTERM end the block too, with 130 and 143. No character is an error to print."""
+    _print_anything()
     try:
         with terminated_by_signal():
             yield
@@ -58,6 +60,13 @@ def one_line_errors() -> Iterator[None]:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         sys.exit(printable(f"error: {where}{error.strerror}"))
+
+
+def _print_anything() -> None:
+    """A character that the terminal's encoding lacks is printed as its escape, such as \\u4e2d."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def printable(line: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from simple_llama.process import claim, dvc_ancestor, file_lock
+from tests.project import ROOT
 
 WAITER = """
 import sys
@@ -155,3 +156,15 @@ def test_a_stage_ends_when_its_dvc_is_gone(number: signal.Signals, tmp_path: Pat
 def test_without_dvc_a_stage_has_no_dvc_ancestor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     assert dvc_ancestor() is None
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_ctrl_c_while_torch_is_imported_says_nothing(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    run = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")

@@ -1,5 +1,6 @@
 """`simple-llama generate`: replies to many prompts, in batches."""
 
+import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,8 +53,10 @@ def generate_replies(
     elif len(prompts) == 1:
         _show(*(record["reply"] for record in records))
     else:
+        # JSON is UTF-8 or ASCII, whatever the terminal's encoding is
+        escaped = codecs.lookup(sys.stdout.encoding).name != "utf-8"
         for record in records:
-            _show(_line(record))
+            _show(_line(record, escaped=escaped))
 
 
 def _from_arguments(prompts: Sequence[str]) -> list[Request]:
@@ -124,8 +127,8 @@ def _write(records: Iterator[dict[str, Any]], out: str) -> None:
             target.write(f"{_line(record)}\n".encode())
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
+def _line(record: dict[str, Any], *, escaped: bool = False) -> str:
+    return json.dumps(record, ensure_ascii=escaped)
 
 
 def _show(text: str) -> None:

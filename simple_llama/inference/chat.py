@@ -96,8 +96,7 @@ def chat(
         # the same prompt for both, as in the report
         other = load_replier(base, device, tokenizer=replier.tokenizer)
         voices.append(Voice(base, other, system, settings))
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
