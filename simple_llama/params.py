@@ -64,9 +64,12 @@ class TokenizeParams:
     system_prompt: str
     max_seq_len: int
     """Longest example, in tokens."""
+    max_dropped: float
+    """Largest share of longer examples, which are dropped, with which the run goes on."""
     supervise: Literal["last_reply", "all_replies"]
 
     def __post_init__(self) -> None:
+        _require(0 <= self.max_dropped <= 1, "max_dropped", self.max_dropped, "0 to 1")
         _require(self.tokenizer_path != "", "tokenizer_path", self.tokenizer_path, "a path")
         _require(self.max_seq_len >= 2, "max_seq_len", self.max_seq_len, "2 or more")
 

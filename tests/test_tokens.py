@@ -1,6 +1,7 @@
 """Token arrays: what is written is what is read, and nothing else is believed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def params(tokenizer: Path, **changes: Any) -> TokenizeParams:
         "prompt_format": "auto",
         "system_prompt": SYSTEM,
         "max_seq_len": 1000,
+        "max_dropped": 1.0,
         "supervise": "last_reply",
     }
     return TokenizeParams(**{**values, **changes})
@@ -87,6 +89,7 @@ def test_what_is_read_is_what_was_encoded(
         "length_p50": lengths[11],
         "length_p95": lengths[20],
         "length_max": lengths[22],
+        "length_p99_all": lengths[22],
     }
     assert json.dumps(report)
 
@@ -148,6 +151,24 @@ def test_longer_than_max_seq_len_is_dropped_and_listed_but_not_equal(
     read = Tokens.read(out / "train.safetensors")
     assert read.rows.tolist() == [row for row in range(20) if row not in long]
     assert read.lengths.tolist() == [lengths[row] for row in read.rows]
+
+
+def test_too_many_that_are_longer_stop_the_run_with_the_length_that_keeps_99_percent(
+    prepared: Path, tiny_tokenizer: Path
+) -> None:
+    lengths = sorted(len(ids) for ids, _ in expected(tiny_tokenizer))
+    write_split(prepared, "train", [*TRAIN, *(conversation(i, 50) for i in range(100, 200))])
+    out = prepared / "tokens"
+    tight = params(tiny_tokenizer, max_seq_len=lengths[-1], max_dropped=0.8)
+    with pytest.raises(InputError, match=r"100 of 123 .* longer than max_seq_len") as refused:
+        tokenize(tight, prepared, out)
+    assert list(out.iterdir()) == []
+    wider = int(re.findall(r"max_seq_len (\d+) would keep", str(refused.value))[0])
+    report = tokenize(params(tiny_tokenizer, max_seq_len=wider, max_dropped=0.0), prepared, out)
+    assert report["dropped_too_long"] == 0 and report["length_max"] == wider
+
+    report = tokenize(params(tiny_tokenizer, max_seq_len=wider - 1), prepared, out)
+    assert report["length_p99_all"] == wider > report["length_max"]
 
 
 def test_an_id_that_no_file_can_hold_gives_way_to_the_place(

@@ -1,7 +1,6 @@
 """Prepared examples → the token arrays of each split, in flat memory."""
 
 import json
-import math
 import shutil
 import tempfile
 from array import array
@@ -78,7 +77,8 @@ def tokenize(
 
     The report of reports/tokenize.json. Flat memory but for 16 bytes an example; the tokens wait
     in unnamed temporary files in `folder`. `advance` is told how many bytes more were read, of
-    `prepared_bytes`. Raises InputError where a split stays empty.
+    `prepared_bytes`. Raises InputError where a split stays empty or more than max_dropped of all
+    examples are too long.
     """
     prepared, folder = Path(prepared), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +96,23 @@ def tokenize(
                     record = {"id": example_id, "split": name, "length": length}
                     dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
             split.check(source, params.max_seq_len)
+        report = _report(splits["train"], splits["val"])
+        _check_dropped(params, report)
         for name, split in splits.items():
             split.write(folder / f"{name}.safetensors")
     tokenizer.save(folder / "tokenizer")
-    return _report(splits["train"], splits["val"])
+    return report
+
+
+def _check_dropped(params: TokenizeParams, report: dict[str, Any]) -> None:
+    dropped = report["dropped_too_long"]
+    examples = report["train_examples"] + report["val_examples"] + dropped
+    if dropped > params.max_dropped * examples:
+        raise InputError(
+            f"{dropped:,} of {examples:,} examples are longer than max_seq_len "
+            f"({params.max_seq_len} tokens), max_dropped allows a share of {params.max_dropped}: "
+            f"max_seq_len {report['length_p99_all']} would keep 99% of them"
+        )
 
 
 def _read(source: Path, advance: Callable[[int], object]) -> Iterator[Block]:
@@ -116,9 +129,9 @@ class _Split:
     dtype_name: str
     starts: "array[int]" = field(default_factory=lambda: array("q", [0]))
     rows: "array[int]" = field(default_factory=lambda: array("q"))
+    dropped: "array[int]" = field(default_factory=lambda: array("q"))
+    """The length of each that is too long."""
     examples: int = 0
-    shortest_dropped: float = math.inf
-    dropped: int = 0
     supervised: int = 0
     unknown: int = 0
 
@@ -138,9 +151,7 @@ class _Split:
         self.starts.extend((self.starts[-1] + np.cumsum(encoded.lengths)).tolist())
         self.rows.extend((self.examples + encoded.rows).tolist())
         self.examples += len(encoded.rows) + len(encoded.dropped)
-        self.dropped += len(encoded.dropped)
-        lengths = (length for _, length in encoded.dropped)
-        self.shortest_dropped = min(self.shortest_dropped, *lengths, math.inf)
+        self.dropped.extend(length for _, length in encoded.dropped)
         self.supervised += encoded.supervised
         self.unknown += encoded.unknown
 
@@ -149,7 +160,7 @@ class _Split:
         if not self.rows:
             raise InputError(
                 f"{source}: every one of its {self.examples} examples is longer than max_seq_len "
-                f"({max_seq_len} tokens); the shortest has {self.shortest_dropped}"
+                f"({max_seq_len} tokens); the shortest has {min(self.dropped)}"
             )
 
     def write(self, path: Path) -> None:
@@ -205,17 +216,20 @@ def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block)
 
 def _report(train: _Split, val: _Split) -> dict[str, Any]:
     lengths = np.sort(np.concatenate([np.diff(split.starts) for split in (train, val)]))
+    dropped = np.sort(np.concatenate([np.asarray(split.dropped) for split in (train, val)]))
+    all_lengths = np.concatenate([lengths, dropped])  # the dropped are longer than all others
     tokens = int(lengths.sum())
     return {
         "train_examples": len(train.rows),
         "val_examples": len(val.rows),
-        "dropped_too_long": train.dropped + val.dropped,
+        "dropped_too_long": len(dropped),
         "tokens": tokens,
         "supervised_tokens": train.supervised + val.supervised,
         "unknown_token_rate": round((train.unknown + val.unknown) / tokens, 6),
         "length_p50": int(lengths[(len(lengths) - 1) * 50 // 100]),
         "length_p95": int(lengths[(len(lengths) - 1) * 95 // 100]),
         "length_max": int(lengths[-1]),
+        "length_p99_all": int(all_lengths[-1 - len(all_lengths) // 100]),
     }
 
 
