@@ -36,6 +36,7 @@ def check() -> str:
         f"data: {data}, base model: {base}",
         *tokenizer,
         f"device: {_device(train)}",
+        f"runs: {_store()}",
     ]
     if not demo and DEMO_STAGE.exists():
         lines.insert(
@@ -70,3 +71,10 @@ def _device(params: ExecutionParams) -> str:
     from simple_llama.model.device import describe, pick_device  # torch takes seconds to import
 
     return describe(pick_device(params.device), params.precision)
+
+
+def _store() -> str:
+    from simple_llama.tracking.location import Location
+    from simple_llama.tracking.store import check_store
+
+    return check_store(Location.find())

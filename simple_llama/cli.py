@@ -290,7 +290,7 @@ def relocate() -> None:
 
     changed = relocate()
     for place, count in changed.items():
-        print(f"{count} paths led to {place}, which is gone; now they lead to this repository's")
+        print(f"{count} paths led to {place}; now they lead to this repository's mlruns")
     if not changed:
         print("nothing to change: all artifacts are where the store says")
 

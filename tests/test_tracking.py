@@ -147,6 +147,54 @@ def test_tags_and_patch_rebuild_a_dirty_checkout(root: Path) -> None:
     assert (root / "params.yaml").read_text() == "max_lr: 2\n"
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "color.ui=always",
+        "diff.external=true",
+        "diff.noprefix=true",
+        "diff.mnemonicPrefix=true",
+        "diff.context=0",
+        "diff.relative=true",
+        "diff.renames=copies",
+        "diff.orderFile=no-file",
+    ],
+)
+def test_the_patch_is_the_same_whatever_git_is_set_to(root: Path, setting: str) -> None:
+    """In a folder of a larger repository, with binary files, foreign encodings and line ends."""
+    (root / "project").mkdir()
+    os.chdir(root / "project")
+    before = {"params.yaml": b"a: 1\r\nb: 2\r\n", "old.bin": b"\0\1", "latin": b"\xe4\n"}
+    after = {"params.yaml": b"a: 3\r\nb: 2\r\n", "old.bin": b"\0\2", "latin": b"\xf6\n"}
+    for name, content in before.items():
+        Path(name).write_bytes(content)
+    git("init", "-q", str(root))
+    git("add", "-A")
+    git("commit", "-q", "-m", "first")
+    for name, content in after.items():
+        Path(name).write_bytes(content)
+    Path("added").write_bytes(b"\0new")
+    git("add", "added")
+    expected = origin.uncommitted_changes()
+    git("config", *setting.split("="))
+    assert origin.uncommitted_changes() == expected
+    git("reset", "-q", "--hard")
+    patch = expected.encode(errors="surrogateescape")
+    subprocess.run(["git", "apply"], input=patch, check=True, cwd=root)
+    assert {name: Path(name).read_bytes() for name in after} == after
+    assert Path("added").read_bytes() == b"\0new"
+
+
+def test_a_git_that_refuses_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed(root)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert "dubious ownership" in origin.git_tags()["git.failure"]
+    assert "without commit and patch" in capsys.readouterr().err
+    assert origin.uncommitted_changes().startswith("# the changes are not known: fatal: detected")
+
+
 def test_outputs_of_the_stages_do_not_make_a_checkout_dirty(root: Path) -> None:
     committed(root)
     (root / "dvc.lock").write_text("b\n")
@@ -181,6 +229,10 @@ def test_who_is_dead() -> None:
     assert not origin.is_dead(alive)
     assert origin.is_dead({**alive, "process.started": "1"}), "the id was reused"
     assert not origin.is_dead({**alive, "process.host": "another", "process.pid": "1"})
+    contained = {**alive, "process.namespace": "pid:[7]", "process.started": "1"}
+    assert not origin.is_dead(contained), "another container's ids"
+    assert not origin.is_dead({**contained, "process.boot": "another"})
+    assert not origin.is_dead({**alive, "process.machine": "another", "process.started": "1"})
     assert not origin.is_dead({})
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)

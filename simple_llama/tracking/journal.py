@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from simple_llama.errors import InputError
 from simple_llama.process import warn
 from simple_llama.tracking.location import Location
 
@@ -36,6 +37,10 @@ RETRY = 30.0
 
 class Refused(Exception):
     """The store will never take this call; sending it again is pointless."""
+
+
+class Hopeless(Exception):
+    """The store will take no call of this run until somebody mends what the message says."""
 
 
 class Spool:
@@ -160,6 +165,7 @@ class Outbox:
         self._queue: deque[Point | Call | threading.Event] = deque()
         self._wake = threading.Event()
         self._closing = False
+        self._hopeless = False
         self._samples = first_sample
         self._next_sample = time.monotonic()
         self._next_retry = 0.0
@@ -233,12 +239,18 @@ class Outbox:
                 item.set()
 
     def _deliver(self, call: Call) -> None:
+        if self._hopeless:
+            return
         if not self._spool:
             try:
                 self._send(call)
                 return
             except Refused as refusal:
                 warn(f"MLflow refused '{call['do']}': {refusal}")
+                return
+            except Hopeless as error:
+                self._hopeless = True
+                warn(f"this run is not tracked: {error}")
                 return
             except Exception as error:
                 self._next_retry = time.monotonic() + RETRY
@@ -272,5 +284,8 @@ def milliseconds() -> int:
 
 
 def brief(error: Exception) -> str:
+    """The first line of what a library says; what is ours to say, whole."""
+    if isinstance(error, InputError):
+        return str(error)
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

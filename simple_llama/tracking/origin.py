@@ -9,41 +9,69 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from simple_llama.process import process_start
+from simple_llama.process import process_start, warn
 
 DIFF_LIMIT = 1_000_000
 """Characters of uncommitted changes that are kept."""
+NOTE = "# "
+"""How the lines before a kept patch begin."""
 
 # what the stages themselves write does not change what a run computes
 _INPUTS = (".", ":(exclude)reports", ":(exclude,glob)**/dvc.lock")
 
 
-def _git(*arguments: str) -> str | None:
+# plumbing: `git diff` obeys a user's colours, prefixes, context and external programs
+_PATCH = (
+    *("diff-index", "--patch", "HEAD", "--binary", "--full-index", "--unified=3"),
+    *("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--ignore-submodules=dirty"),
+)
+
+
+class GitError(Exception):
+    """What git says it can't do, in one line."""
+
+
+def _git(*arguments: str) -> str:
+    """What git prints, whatever the user's environment says of diffs; bytes that are no UTF-8 are
+    surrogates. Raises GitError."""
+    overrides = ("GIT_DIFF_OPTS", "GIT_EXTERNAL_DIFF")
+    environment = {k: v for k, v in os.environ.items() if k not in overrides}
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=30,
+            ["git", *arguments], check=False, capture_output=True, timeout=30, env=environment
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GitError(str(error)) from None
+    if done.returncode != 0:
+        raise GitError(" ".join(done.stderr.decode(errors="replace").split()))
+    # not as text, which would change the line ends within a patch
+    return done.stdout.decode(errors="surrogateescape")
+
+
+def _in_repository() -> bool:
+    here = Path.cwd()
+    return any((folder / ".git").exists() for folder in (here, *here.parents))
 
 
 def git_tags() -> dict[str, str]:
-    """Commit, branch and whether the inputs differ from it; {} outside a git repository."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
+    """Commit, branch and whether the inputs differ from it; {} outside a git repository.
+
+    Where git refuses (the repository is another user's, it has no commit), git.failure says why.
+    """
+    if not _in_repository():
         return {}
-    branch = _git("branch", "--show-current") or "(detached)"
-    dirty = bool(_git("status", "--porcelain", "--", *_INPUTS))
+    try:
+        commit = _git("rev-parse", "--verify", "HEAD").strip()
+        branch = _git("branch", "--show-current").strip() or "(detached)"
+        changes = _git("status", "--porcelain", "--untracked-files=normal", "--", *_INPUTS)
+    except GitError as error:
+        warn(f"the run is kept without commit and patch, so it can't be reproduced: {error}")
+        return {"git.failure": str(error)}
     return {
         "git.commit": commit,
         "git.branch": branch,
-        "git.dirty": str(dirty).lower(),
+        "git.dirty": str(bool(changes)).lower(),
         "mlflow.source.git.commit": commit,
         "mlflow.source.git.branch": branch,
     }
@@ -52,14 +80,22 @@ def git_tags() -> dict[str, str]:
 def uncommitted_changes() -> str:
     """A patch from the commit to the working tree, at most DIFF_LIMIT characters.
 
-    Untracked files are named in its first lines, which `git apply` skips.
+    It is the same whatever git is configured to show, and holds binary files too. Its first lines
+    are notes: they name untracked files, say that it is cut or that git failed.
     """
-    patch = _git("diff", "HEAD", "--", *_INPUTS) or ""
-    untracked = _git("ls-files", "--others", "--exclude-standard", "--", *_INPUTS) or ""
-    notes = "".join(f"# untracked, not in this patch: {name}\n" for name in untracked.splitlines())
+    if not _in_repository():
+        return ""
+    try:
+        patch = _git(*_PATCH, "--", *_INPUTS)
+        untracked = _git("ls-files", "--others", "--exclude-standard", "--", *_INPUTS)
+    except GitError as error:
+        return f"{NOTE}the changes are not known: {error}\n"
+    notes = "".join(
+        f"{NOTE}untracked, not in this patch: {name}\n" for name in untracked.splitlines()
+    )
     if len(patch) > DIFF_LIMIT:
-        notes += f"# cut: the whole patch has {len(patch)} characters\n"
-    return (notes + patch[:DIFF_LIMIT] + "\n") if notes or patch else ""
+        notes += f"{NOTE}cut: the whole patch has {len(patch)} characters\n"
+    return notes + patch[:DIFF_LIMIT]
 
 
 def dvc_tags() -> dict[str, str]:
@@ -104,16 +140,48 @@ def process_tags() -> dict[str, str]:
     pid = os.getpid()
     return {
         "process.host": platform.node(),
+        "process.machine": _read("/etc/machine-id"),
+        "process.boot": _read("/proc/sys/kernel/random/boot_id"),
+        "process.namespace": _pid_namespace(),
         "process.pid": str(pid),
         "process.started": process_start(pid) or "",
     }
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:
-    """Whether the process that holds a run ran on this machine and is gone."""
-    if tags.get("process.host") != platform.node() or not tags.get("process.pid", "").isdigit():
+    """Whether the process that holds a run is gone: known of one whose id means the same here, and
+    of one that this machine ran before it was started again.
+
+    Ids are of a namespace: containers may share host name and store, and each have a process 1.
+    """
+    here = process_tags()
+
+    def same(*names: str) -> bool:
+        return all(tags.get(f"process.{name}") == here[f"process.{name}"] for name in names)
+
+    if not tags.get("process.pid", "").isdigit() or not same("host", "machine", "namespace"):
         return False
+    if not same("boot"):
+        return bool(here["process.machine"]) and here["process.namespace"] == _FIRST_NAMESPACE
     return process_start(int(tags["process.pid"])) != tags.get("process.started")
+
+
+_FIRST_NAMESPACE = "pid:[4026531836]"
+"""Linux gives the process ids outside all containers this number (PROC_PID_INIT_INO)."""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux, no namespaces
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def run_name(tags: Mapping[str, str]) -> str:

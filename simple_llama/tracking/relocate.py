@@ -2,12 +2,11 @@
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote
 
 from simple_llama.errors import InputError
 from simple_llama.process import file_lock
-from simple_llama.tracking.location import ARTIFACTS, Location
+from simple_llama.tracking.location import Location, foreign_root, local_path
 
 COLUMNS = {
     "experiments": ("artifact_location",),
@@ -22,8 +21,6 @@ def relocate() -> dict[str, int]:
     """Point the store of this repository to its artifacts; gives how many paths changed, by the
     folder that they led to before.
 
-    Only paths below a `mlruns` folder that no longer exists are changed.
-
     Raises InputError where the store is no SQLite file, or there is none.
     """
     location = Location.find()
@@ -37,27 +34,21 @@ def relocate() -> dict[str, int]:
         closing(sqlite3.connect(location.database)) as database,
         database,
     ):
+        places = [row[0] for row in database.execute("SELECT artifact_location FROM experiments")]
+        foreign = {root for place in places if (root := foreign_root(location, place))}
         for table, columns in COLUMNS.items():
             for column in columns:
                 # names are those of COLUMNS, values are bound
-                rows = database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall()
-                for (old,) in rows:
-                    place = _moved(old)
-                    if place is None:
+                for (old,) in database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+                    path = local_path(old)
+                    root = next((r for r in foreign if path and path.is_relative_to(r)), None)
+                    if path is None or root is None:
                         continue
-                    new = f"{location.artifacts}{old.partition(f'/{ARTIFACTS}')[2]}"
+                    rest = path.relative_to(root)
+                    new = "/".join([str(location.artifacts), *map(quote, rest.parts)])
                     done = database.execute(
                         f"UPDATE {table} SET {column} = ? WHERE {column} = ?",
                         (new, old),
                     )
-                    changed[place] = changed.get(place, 0) + done.rowcount
+                    changed[str(root)] = changed.get(str(root), 0) + done.rowcount
     return changed
-
-
-def _moved(uri: str | None) -> str | None:
-    """The mlruns folder that a path leads to, where it is gone."""
-    if uri is None or urlparse(uri).scheme not in ("", "file"):
-        return None
-    head, found, _ = unquote(urlparse(uri).path).partition(f"/{ARTIFACTS}")
-    place = f"{head}{found}"
-    return place if found and not Path(place).exists() else None

@@ -1,6 +1,7 @@
 """From a run in MLflow back to the code, the params and the commands that made it."""
 
 import importlib.metadata
+import itertools
 import shlex
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlparse
 
 from simple_llama.errors import InputError
 from simple_llama.tracking.location import Location
+from simple_llama.tracking.origin import NOTE
 from simple_llama.tracking.store import import_mlflow
 
 PATCH = "config/uncommitted.patch"
@@ -32,7 +34,10 @@ def commands(run_id: str) -> list[str]:
         run = client.get_run(run_id)
     except mlflow.MlflowException:
         raise InputError(f"{location.uri} knows no run {run_id!r}") from None
-    commit = run.data.tags.get("git.commit")
+    tags = run.data.tags
+    if "git.failure" in tags:
+        raise InputError(f"run {run_id} has no commit, git had failed: {tags['git.failure']}")
+    commit = tags.get("git.commit")
     if commit is None:
         raise InputError(f"run {run_id} was not started in a git repository")
     if _git(location.root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
@@ -41,34 +46,53 @@ def commands(run_id: str) -> list[str]:
 
 
 def _lines(location: Location, client: Any, run: Any, commit: str) -> Iterator[str]:
+    """Each command but the last ends in &&: pasted into a shell, what follows a failure is not
+    carried out."""
     tags, run_id = run.data.tags, run.info.run_id
     dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
     yield f"# {run.info.run_name}, {run.info.status}: commit {commit[:12]}{dirty}"
     yield from _differences(tags)
     folder = f"reproduce-{run_id[:8]}"
-    yield f"git clone --no-checkout {shlex.quote(str(location.root))} {folder}"
-    yield f"cd {folder}"
-    yield f"git fetch origin {commit}"
-    yield f"git checkout --detach {commit}"
-    if any(file.path == PATCH for file in client.list_artifacts(run_id, "config")):
-        with tempfile.TemporaryDirectory() as temporary:
-            text = Path(client.download_artifacts(run_id, PATCH, temporary)).read_text("utf-8")
-        yield from (line for line in text.splitlines() if line.startswith("# "))
-        artifacts = urlparse(run.info.artifact_uri)
-        if artifacts.scheme == "file":
-            yield f"git apply --allow-empty {shlex.quote(unquote(artifacts.path))}/{PATCH}"
-        else:
-            yield f"export MLFLOW_TRACKING_URI={shlex.quote(location.uri)}"
-            yield f"mlflow artifacts download --run-id {run_id} --artifact-path {PATCH} -d ."
-            yield f"git apply --allow-empty {PATCH}"
+    # the project may be a folder of a larger repository
+    repository = (_git(location.root, "rev-parse", "--show-toplevel") or "").rstrip("\n")
+    project = (_git(location.root, "rev-parse", "--show-prefix") or "").rstrip("\n")
+    yield f"git clone --no-checkout -o origin {shlex.quote(repository)} {folder} &&"
+    yield f"cd {folder} &&"
+    yield f"git fetch origin {commit} &&"
+    yield f"git checkout --detach {commit} &&"
+    yield from _patch(location, client, run)
+    if project:
+        yield f"cd {shlex.quote(project)} &&"
     for key in INPUTS:
         path = run.data.params.get(key, "")
         if path.startswith(("data/prepared/", "models/demo/base")):
             continue  # the pipeline makes them
-        if _git(location.root, "cat-file", "-e", f"{commit}:{path}") is None:
+        if _git(location.root, "cat-file", "-e", f"{commit}:./{path}") is None:
             yield f"# git does not hold {key}: copy {path} there, or `dvc pull` it"
     threads = tags.get("torch_threads")
     yield f"OMP_NUM_THREADS={threads} dvc repro" if threads else "dvc repro"
+
+
+def _patch(location: Location, client: Any, run: Any) -> Iterator[str]:
+    """The notes before the kept patch, and what applies the rest of it, if there is any."""
+    if not any(file.path == PATCH for file in client.list_artifacts(run.info.run_id, "config")):
+        if run.data.tags.get("git.dirty") == "true":
+            yield "# its uncommitted changes were not kept"
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = Path(client.download_artifacts(run.info.run_id, PATCH, temporary)).read_bytes()
+    lines = kept.decode(errors="replace").split("\n")
+    yield from itertools.takewhile(lambda line: line.startswith(NOTE), lines)
+    if all(line.startswith(NOTE) or not line for line in lines):
+        return
+    apply = "git apply --whitespace=nowarn"  # fails where a patch changes nothing
+    artifacts = urlparse(run.info.artifact_uri)
+    if artifacts.scheme == "file":
+        yield f"{apply} {shlex.quote(f'{unquote(artifacts.path)}/{PATCH}')} &&"
+        return
+    yield f"export MLFLOW_TRACKING_URI={shlex.quote(location.uri)} &&"
+    yield f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {PATCH} -d . &&"
+    yield f"{apply} {PATCH} &&"
 
 
 def _differences(tags: dict[str, str]) -> Iterator[str]:

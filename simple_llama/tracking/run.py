@@ -10,10 +10,11 @@ from typing import Any, Self
 
 from simple_llama.errors import Terminated
 from simple_llama.params import TrackingParams
+from simple_llama.process import warn
 from simple_llama.tracking import origin
-from simple_llama.tracking.journal import Call, Outbox, Spool, milliseconds
+from simple_llama.tracking.journal import Call, Hopeless, Outbox, Spool, brief, milliseconds
 from simple_llama.tracking.location import Location
-from simple_llama.tracking.store import Store
+from simple_llama.tracking.store import Store, cannot_heal
 from simple_llama.tracking.stored_run import StoredRun
 from simple_llama.tracking.system import SystemMetrics
 
@@ -72,9 +73,14 @@ class Run:
         """Connect on the first call, from the thread: importing mlflow takes seconds."""
         if self._stored is None:
             experiment = self._settings.mlflow_experiment
-            store = Store(self._location, experiment)
+            try:
+                store = Store(self._location, experiment)
+            except Exception as error:
+                if cannot_heal(error):
+                    raise Hopeless(f"{type(error).__name__}: {error}") from error
+                raise
             for spool in Spool.orphans(self._location, experiment):
-                spool.replay(StoredRun(store).send)
+                _replay(spool, StoredRun(store))
             store.kill_the_dead()
             self._stored = StoredRun(store)
         self._stored.send(call)
@@ -149,6 +155,17 @@ class Run:
     def _end(self, status: str, reason: str | None) -> None:
         self._outbox.close(
             {"do": "end", "status": status, "reason": reason, "end_time": milliseconds()}
+        )
+
+
+def _replay(spool: Spool, stored: StoredRun) -> None:
+    """Send what another run left. That it fails is no reason to keep this run's from the store."""
+    try:
+        spool.replay(stored.send)
+    except Exception as error:
+        warn(
+            f"what an earlier run left in {spool.folder} can't be sent ({brief(error)}); "
+            "the next run tries again, unless the folder is removed"
         )
 
 

@@ -7,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from simple_llama.errors import InputError
 from simple_llama.process import file_lock
 from simple_llama.tracking import origin
-from simple_llama.tracking.location import Location
+from simple_llama.tracking.location import Location, foreign_root, sqlite_uri
 
 LOCAL_ID = "local_id"
 """The tag with the id a run had before the store gave it one."""
@@ -37,12 +38,50 @@ def import_mlflow() -> Any:
     """mlflow, silent and without telemetry (what the user's environment says comes first)."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    # of a job around this one: its model is none of this run's
+    for name in ("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID"):
+        os.environ.pop(name, None)
     import mlflow
 
     # the dozens of migrations of a new database are no news to anyone
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return mlflow
+
+
+def cannot_heal(error: Exception) -> bool:
+    """Whether a store that fails so will fail until somebody does something about it: a driver is
+    missing, a password is wrong, a page answers that is no MLflow."""
+    if isinstance(error, ImportError):
+        return True
+    said = str(error)
+    code = getattr(error, "error_code", "")
+    return code in _REFUSALS or any(sign in said for sign in _NO_MLFLOW)
+
+
+_REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND")
+_NO_MLFLOW = (
+    "not in a valid JSON format",
+    "failed with error code 401",
+    "failed with error code 403",
+    "failed with error code 404",
+)
+
+
+def check_store(location: Location) -> str:
+    """What opened, for a person. A database that is not there yet is made by the first run.
+
+    Raises InputError where the store does not open, whole as MLflow says it.
+    """
+    if location.database is not None and not location.database.exists():
+        return f"{location.database}, made by the first run"
+    mlflow = import_mlflow()
+    try:
+        client = mlflow.MlflowClient(location.uri, location.uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # drivers and servers have errors of their own
+        raise InputError(f"MLFLOW_TRACKING_URI: MLflow can't open its store: {error}") from None
+    return str(location.database or location.uri.rpartition("@")[2])
 
 
 class Store:
@@ -58,6 +97,7 @@ class Store:
                 self._make_database(location, location.database)
             self.client = self.mlflow.MlflowClient(location.uri, location.uri)
             found = self.client.get_experiment_by_name(experiment)
+            self._check_place(found)
             self.experiment_id: str = found.experiment_id if found else self._create_experiment()
 
     def _make_database(self, location: Location, path: Path) -> None:
@@ -65,7 +105,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.new")
         draft.unlink(missing_ok=True)
-        self.mlflow.MlflowClient(f"sqlite:///{draft}").search_experiments()
+        self.mlflow.MlflowClient(sqlite_uri(draft)).search_experiments()
         # else MLflow's own experiment keeps its artifacts below the working directory
         with closing(sqlite3.connect(draft)) as database, database:
             database.execute(
@@ -73,6 +113,17 @@ class Store:
                 (location.artifacts_of("Default"),),
             )
         os.replace(draft, path)
+
+    def _check_place(self, experiment: Any | None) -> None:
+        """Raises InputError where artifacts would go into another checkout."""
+        if experiment is None or self.location.database is None:
+            return
+        other = foreign_root(self.location, experiment.artifact_location)
+        if other is not None:
+            raise InputError(
+                f"{self.location.database} keeps its artifacts in {other}: this checkout was moved "
+                "or copied; `simple-llama relocate` mends that"
+            )
 
     def _create_experiment(self) -> str:
         place = self.location.artifacts_of(self.name)

@@ -52,7 +52,7 @@ class StoredRun:
             ):
                 raise Refused(str(error)) from error
             raise
-        except (FileNotFoundError, TypeError, ValueError, KeyError) as error:
+        except (FileNotFoundError, AttributeError, TypeError, ValueError, KeyError) as error:
             raise Refused(f"{type(error).__name__}: {error}") from error
 
     # opening
@@ -128,10 +128,17 @@ class StoredRun:
         self._client.log_batch(self.run_id, metrics=[metric(*point) for point in points])
 
     def params(self, params: dict[str, str]) -> None:
+        """Params that the run lacks; one that it holds with another value, which can't be
+        overwritten, becomes the tag changed.NAME."""
         param = self._store.mlflow.entities.Param
-        entries = [param(key, value) for key, value in _cut(params, PARAM_LIMIT).items()]
+        known = self._client.get_run(self.run_id).data.params
+        wanted = _cut(params, PARAM_LIMIT)
+        entries = [param(key, value) for key, value in wanted.items() if key not in known]
         for i in range(0, len(entries), 100):
             self._client.log_batch(self.run_id, params=entries[i : i + 100])
+        changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
+        if changed:
+            self.tags({f"changed.{key}": value for key, value in changed.items()})
 
     def tags(self, tags: dict[str, str], run_id: str | None = None) -> None:
         tag = self._store.mlflow.entities.RunTag
@@ -139,7 +146,12 @@ class StoredRun:
         self._client.log_batch(run_id or self.run_id, tags=entries)
 
     def text(self, text: str, file: str) -> None:
-        self._client.log_text(self.run_id, text, file)
+        """A text file. Surrogates are the bytes that they stand for."""
+        folder, _, name = file.rpartition("/")
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary, name)
+            path.write_bytes(text.encode(errors="surrogateescape"))
+            self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def table(self, rows: list[dict[str, Any]], file: str) -> None:
         """A table in the form that MLflow's Evaluation view reads."""
