@@ -40,6 +40,8 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     )
     if report["rejected"]:
         lines.append("  each rejected row, with its reason: data/prepared/rejected.jsonl")
+    if report["duplicates"]:
+        lines.append("  each duplicate: data/prepared/duplicates.jsonl")
     return "\n".join(lines)
 
 

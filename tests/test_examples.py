@@ -71,7 +71,7 @@ def test_what_a_prepared_record_looks_like(tmp_path: Path) -> None:
 
 def test_report_and_rejected_rows(tmp_path: Path) -> None:
     bad = [{"User": ["a", "b"], "Assistant": ["c"]}, row("q", " \n"), row("\0"), row("\ud800")]
-    raw = [*rows(50), *bad, row("  Question 3 ", "YES"), row("question 4")]
+    raw = [*rows(50), *bad, row("question 3"), row("question 4")]
     report = prepare(params(write(tmp_path, raw)), tmp_path)
     assert {key: report[key] for key in list(report)[:4]} == {
         "examples": 56,
@@ -99,6 +99,22 @@ def test_report_and_rejected_rows(tmp_path: Path) -> None:
             "content": json.dumps(bad[3]),
         },
     ]
+
+
+def test_a_duplicate_is_the_same_to_the_character(tmp_path: Path) -> None:
+    """Case, indentation and superscripts mean something, but not for the side of the split."""
+    replies = ["if x:\n    y()", "if x:\n  y()", "If x:\n    y()", "x2", "x\u00b2", "x2 "]
+    raw = [*rows(50), *(row("code", reply) for reply in replies), row("Code ", "x2")]
+    report = prepare(params(write(tmp_path, [*raw, row("code", "x2")])), tmp_path)
+    assert report["kept"] == 57 and report["duplicates"] == 1
+    assert read(tmp_path / "duplicates.jsonl") == [{"id": "raw.json[57]"}]
+    found = {
+        side
+        for side in ("train", "val")
+        for record in read(tmp_path / f"{side}.jsonl")
+        if record["messages"][1]["content"].strip().lower() == "code"
+    }
+    assert len(found) == 1
 
 
 def sides(path: Path, folder: Path, **changes: Any) -> dict[str, str]:
@@ -169,7 +185,7 @@ def test_nothing_half_written_when_it_stops(
     out = tmp_path / "out"
     with pytest.raises(InputError, match=message):
         prepare(params(write(tmp_path, raw), **changes), out)
-    assert [path.name for path in out.iterdir()] == ["rejected.jsonl"]
+    assert {path.name for path in out.iterdir()} == {"duplicates.jsonl", "rejected.jsonl"}
 
 
 def test_an_unreadable_file_leaves_the_last_result_alone(tmp_path: Path) -> None:
@@ -198,6 +214,7 @@ def check_any_bytes(folder: Path, data: bytes, **changes: Any) -> int | None:
     written = {name: read(folder / "out" / f"{name}.jsonl") for name in ("train", "val")}
     assert report["kept"] == len(written["train"]) + len(written["val"])
     assert report["rejected"] == len(read(folder / "out" / "rejected.jsonl"))
+    assert report["duplicates"] == len(read(folder / "out" / "duplicates.jsonl"))
     assert report["rejected"] == sum(report["rejected_by_reason"].values())
     assert report["kept"] + report["rejected"] + report["duplicates"] == report["examples"]
     for side in written:

@@ -61,7 +61,7 @@ def test_messages_rows() -> None:
         ({"User": [1], "Assistant": ["a"]}, "'User'[0] is a number, wanted text"),
         ({"User": {"q": 1}, "Assistant": ["a"]}, "'User' is an object, wanted a list of texts"),
         ({**ROW, "Template": ["a", "b"]}, "'Template' has 2 system prompts, wanted 1"),
-        ({**ROW, "Category": 7}, "'Category' is a number, wanted text"),
+        ({**ROW, "Category": {"a": 1}}, "'Category' is an object, wanted text or a list of texts"),
         ({"messages": "hi"}, "'messages' is text, wanted a list"),
         ({"messages": []}, "the list of messages holds no user turn"),
         ({"messages": ["hi"]}, "messages[0] is text, wanted an object"),
@@ -100,6 +100,45 @@ def texts(conversation: Conversation) -> list[str]:
 
 def said(*pairs: tuple[str, Any], author: str = "role", text: str = "content") -> list[Any]:
     return [{author: name, text: content} for name, content in pairs]
+
+
+def test_null_is_absent() -> None:
+    """Concatenated data sets have the keys of all of them in every row."""
+    others = {"messages": None, "conversations": None, "User": None, "prompt": None}
+    row = {**others, "instruction": "Add.", "input": None, "output": "3", "category": None}
+    assert texts(to_conversation(row)) == ["Add.", "3"]
+    assert texts(to_conversation({**row, "messages": said(("user", "q"), ("assistant", "a"))}))
+    message = {"from": "human", "value": None, "content": "q"}
+    both = {"conversations": [message, {"from": "gpt", "value": "a"}]}
+    assert texts(to_conversation(both)) == ["q", "a"]
+    with pytest.raises(RowError, match="wanted 'messages' or"):
+        to_conversation(dict.fromkeys(row))
+
+
+@pytest.mark.parametrize("more", ["", None, "<noinput>", " <NoInput>\n"])
+def test_no_input_is_no_line(more: str | None) -> None:
+    row = {"instruction": "Add.", "input": more, "output": "3"}
+    assert texts(to_conversation(row)) == ["Add.", "3"]
+
+
+def test_an_input_alone_is_the_prompt() -> None:
+    row = {"instruction": "", "input": "1 2", "output": "3"}
+    assert texts(to_conversation(row)) == ["1 2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(7, "7"), (["a", "b", None], "a, b"), ([], None), (True, "true"), (1.5, "1.5"), (None, None)],
+)
+def test_a_category_may_be_a_number_or_a_list(value: Any, shown: str | None) -> None:
+    assert to_conversation({**ROW, "category": value, "Category": None}).category == shown
+
+
+def test_a_message_may_have_its_text_under_text_and_says_where_it_looked() -> None:
+    turns = said(("user", "q"), ("assistant", "a"), text="text")
+    assert texts(to_conversation({"messages": turns})) == ["q", "a"]
+    with pytest.raises(RowError, match=r"messages\[0\]: keys 'role', 'words', wanted its text as"):
+        to_conversation({"messages": [{"role": "user", "words": "q"}]})
 
 
 def test_alpaca_rows() -> None:

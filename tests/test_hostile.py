@@ -71,6 +71,7 @@ def prepared(path: Path, out: Path) -> tuple[int, int, int] | str:
         return line
     train, val, rejected = (read(out / f"{name}.jsonl") for name in ("train", "val", "rejected"))
     assert sorted(file.name for file in out.iterdir()) == [
+        "duplicates.jsonl",
         "rejected.jsonl",
         "train.jsonl",
         "val.jsonl",
@@ -131,7 +132,7 @@ def test_files_that_are_refused_whole(tmp_path: Path, data: bytes, said: str) ->
         ("[" * 900 + "]" * 900, "not an object|a list"),
         ('{"User": 1e999, "Assistant": "a"}', "'User' is a number"),
         ('{"User": -' + "9" * 10_000 + ', "Assistant": "a"}', "'User' is a number"),
-        ('{"User": NaN, "Assistant": -Infinity}', "'User' is a number"),
+        ('{"User": NaN, "Assistant": -Infinity}', "'User' is NaN"),
         ('{"User": "a", "User": "b", "Assistant": "c"}', "stands twice"),
         ('{"User": "a", "Assistant": "c", "x": [{"y": 1, "y": 2}]}', None),
         ('{"User": "\\ud800", "Assistant": "a"}', "lone surrogate"),

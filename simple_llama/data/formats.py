@@ -7,6 +7,7 @@ https://huggingface.co/docs/trl/dataset_formats
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,12 @@ UNTRAINABLE = {
 """Key of a row or a message → why it cannot be trained on where the key has a value."""
 
 
+TEXT_KEYS = ("content", "value", "text")
+"""Where a message's text may stand."""
+NO_INPUT = "<noinput>"
+"""How Self-Instruct's descendants write that there is no input."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns as their format gives them; the texts are not looked at yet."""
@@ -71,13 +78,14 @@ class ConversationReader:
         if isinstance(value, RowError):
             raise value
         _check_object(value, "the row")
-        key = next((key for key in FORMAT_OF_KEY if key in value), None)
+        # null is absent: what concatenated data sets of several formats look like
+        key = next((key for key in FORMAT_OF_KEY if value.get(key) is not None), None)
         name = self._given or self.found.get(row.file) or FORMAT_OF_KEY.get(key or "")
         if name is None:
             raise RowError("unknown format", f"{_keys(value)}, wanted {' or '.join(WANTED)}")
         self.found.setdefault(row.file, name)
         form = FORMATS[name]
-        if not any(key in value for key in form.keys):
+        if not any(value.get(key) is not None for key in form.keys):
             by = "data_format says" if self._given else "the file's first rows are"
             detail = f"{_keys(value)}, wanted {form.wanted}: {by} {name}"
             raise RowError("another format", detail)
@@ -109,9 +117,11 @@ def _from_alpaca(row: dict[str, Any]) -> Conversation:
     """
     _refuse_untrainable(row, "the row")
     instruction, reply = _text(row, "instruction"), _text(row, "output")
-    more = _optional_text(row, "input")
+    more = _optional_text(row, "input") or ""
+    if more.strip().lower() == NO_INPUT:
+        more = ""
     pairs = _history(row)
-    pairs.append((f"{instruction}\n{more}" if more else instruction, reply))
+    pairs.append(("\n".join(part for part in (instruction, more) if part), reply))
     return Conversation(_optional_text(row, "system"), _turns(pairs), _category(row))
 
 
@@ -196,8 +206,12 @@ def _role_and_text(message: Any, where: str) -> tuple[str, str]:
     weight = message.get("weight")
     if weight is not None and weight != 1:
         raise RowError("message weight", f"{where}: a message's own 'weight' is not trained with")
-    key = "content" if "content" in message else "value"
-    content = message.get(key)
+    given = [key for key in TEXT_KEYS if key in message]
+    if not given:
+        detail = f"{where}: {_keys(message)}, wanted its text as 'content' or 'value'"
+        raise RowError("wrong shape", detail)
+    key = next((key for key in given if message[key] is not None), given[0])
+    content = message[key]
     if isinstance(content, list):
         # chat templates put parts together with nothing between them
         parts = enumerate(content)
@@ -287,7 +301,18 @@ def _optional_text(row: dict[str, Any], key: str) -> str | None:
 
 
 def _category(row: dict[str, Any]) -> str | None:
-    return _optional_text(row, "category" if "category" in row else "Category")
+    """A label as text: a number as it is written, of a list its labels together."""
+    key = "Category" if row.get("category") is None else "category"
+    value = row.get(key)
+    labels = value if isinstance(value, list) else [value]
+    if any(isinstance(label, dict | list) for label in labels):
+        raise RowError("wrong type", f"{key!r} is {_type(value)}, wanted text or a list of texts")
+    known = [
+        label if isinstance(label, str) else json.dumps(label)
+        for label in labels
+        if label is not None
+    ]
+    return ", ".join(known) if known else None
 
 
 def _check_object(value: Any, where: str) -> None:
@@ -315,4 +340,6 @@ def _type(value: Any) -> str:
     names = {dict: "an object", RepeatedKey: "an object", list: "a list", str: "text"}
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
     return names.get(type(value), "a number")

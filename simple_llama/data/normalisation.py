@@ -1,11 +1,8 @@
 """What texts have in common that read the same, or nearly."""
 
-import hashlib
 import re
 import unicodedata
 from functools import cache
-
-from simple_llama.data.formats import Message
 
 DIGITS = re.compile(r"\d+")
 WORD = re.compile(r"[^\W\d_]+")
@@ -21,13 +18,6 @@ MAX_RUN = 32
 def normalised(text: str) -> str:
     """What two texts that read the same have in common."""
     return _compatible(text).casefold()
-
-
-def conversation_digest(messages: list[Message]) -> bytes:
-    """16 bytes, equal for conversations that differ in case, white space or Unicode form only."""
-    # normalised text holds no line break, and roles stand in one order
-    text = "\n".join(normalised(message["content"]) for message in messages)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def pattern(prompt: str) -> str:

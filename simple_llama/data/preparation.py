@@ -1,8 +1,9 @@
 """Rows → train and val: de-duplication, mixture and split, with nothing lost.
 
 kept + rejected + duplicates = examples; what a mixture's weight leaves out is counted beside them.
-The side of an example depends on the seed and its first prompt alone, so a prompt never stands on
-both sides and adding rows never moves an old one.
+A duplicate is the same conversation to the character: case and indentation mean something in code.
+The side of an example depends on the seed and its first prompt alone, however that is spelled, so
+a prompt never stands on both sides and adding rows never moves an old one.
 """
 
 import hashlib
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from simple_llama.data.examples import to_example
-from simple_llama.data.formats import ConversationReader
+from simple_llama.data.formats import ConversationReader, Message
 from simple_llama.data.mixture import NAME, Mixture
-from simple_llama.data.normalisation import conversation_digest, normalised, pattern
+from simple_llama.data.normalisation import normalised, pattern
 from simple_llama.data.rows import Row, RowError, read_rows
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
@@ -62,16 +63,19 @@ def prepare(
     folder: str | Path,
     watch: Callable[[Iterable[Row]], Iterable[Row]] = iter,
 ) -> dict[str, Any]:
-    """Write train, val and rejected .jsonl into `folder`; the report of reports/prepare.json.
+    """Write train, val, rejected and duplicates .jsonl into `folder`; the report of prepare.json.
 
     Memory: some 100 bytes an example. `watch` wraps the rows, to show progress. Raises InputError
     where the input is unreadable, too much of it is rejected, or a side stays empty; then train
-    and val are not written, rejected is if the whole input could be read.
+    and val are not written, the other two are if the whole input could be read.
     """
     folder = Path(folder)
     counts, likeness = Counts(), _Likeness()
     with atomic_write(folder / "train.jsonl") as train, atomic_write(folder / "val.jsonl") as val:
-        with atomic_write(folder / "rejected.jsonl") as rejected:
+        with (
+            atomic_write(folder / "rejected.jsonl") as rejected,
+            atomic_write(folder / "duplicates.jsonl") as duplicates,
+        ):
             seen: set[bytes] = set()
             side = _Side(params.seed, params.train_split)
             read = ConversationReader(params.data_format)
@@ -82,9 +86,10 @@ def prepare(
                 except RowError as error:
                     _reject(row, error, rejected, counts)
                     continue
-                digest = conversation_digest(example.messages)
+                digest = _digest(example.messages)
                 if digest in seen:
                     counts.duplicates += 1
+                    duplicates.write(f"{RECORD({'id': row.id})}\n".encode())
                     continue
                 copies = mixture.copies(row.file, digest)
                 if not copies:
@@ -116,6 +121,11 @@ def prepare(
         "rejected_by_reason": dict(sorted(counts.rejected_by_reason.items())),
         "val_prompts_like_train": likeness.share(),
     }
+
+
+def _digest(messages: list[Message]) -> bytes:
+    """16 bytes, equal for equal conversations."""
+    return hashlib.blake2b(RECORD(messages).encode(), digest_size=16).digest()
 
 
 class _Side:
