@@ -38,6 +38,9 @@ exp: .venv/installed
 	@$(RUN) dvc exp show --only-changed --no-pager --sort-by reports/eval.json:val_loss --drop '^(Created|State|Executor|steps|train_loss|best_|val_perp|val_tok|base_|by_category|data/|models/|base|stages/|simple_llama/|.*train[.]json|reports/.*json$$|reports/curves|.*[.]lock)'
 
 gc: .venv/installed
+	@tasks=$$($(RUN) dvc queue status) || exit 1; \
+	if grep -qE ' (Running|Queued) *$$' <<< "$$tasks"; then \
+	echo "error: experiments run or wait in the queue, and gc would delete what they need: wanted an empty queue (dvc queue status; dvc queue remove --queued)"; exit 1; fi
 	@$(RUN) dvc gc --workspace --all-branches --all-tags --all-experiments --force
 	@if [ -f mlflow.db ]; then $(RUN) mlflow gc --tracking-uri sqlite:///mlflow.db --backend-store-uri sqlite:///mlflow.db; fi
 	@if [ -d .resume ]; then find .resume -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +; fi

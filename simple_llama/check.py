@@ -12,6 +12,7 @@ from simple_llama.params import (
     TokenizeParams,
     TrainParams,
 )
+from simple_llama.process import LOCKS, main_root, try_lock
 
 DEMO = Path("models/demo/base")
 """Made by a stage of its own, so it may be absent before the first run."""
@@ -21,6 +22,8 @@ DEMO_STAGE = Path("models/demo/dvc.yaml")
 def check() -> str:
     """What was found to be right, for a person. Raises InputError where something is wrong."""
     params = Params()
+    with try_lock(main_root() / LOCKS / "check.lock"):
+        pass  # raises where there are no locks
     train = params.section(TrainParams)
     data = params.section(PrepareParams).ft_json_path
     _check_exists("ft_json_path", data)

@@ -4,6 +4,7 @@ Nothing here changes what a stage computes.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -15,8 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from simple_llama.errors import InputError
+
 LOCKS = ".locks"
 """Folder of the lock files, under the main root."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What flock says on a file system without locks: some of NFS, Lustre and FUSE."""
 CLAIM_INTERVAL = 0.5
 """Seconds between two tries to get a device."""
 WATCH_INTERVAL = 0.5
@@ -53,6 +58,21 @@ def warn(message: str, kind: str = "warning") -> None:
     print(f"{start}{kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
+def flock(file: IO[str], operation: int) -> None:
+    """fcntl.flock. Raises BlockingIOError where another process holds the lock, InputError where
+    the file system has none: without, two trainings would write over each other unnoticed."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise InputError(
+            f"{file.name}: this file system has no locks ({error.strerror}), which keep trainings, "
+            "DVC and MLflow's database apart: wanted a checkout on one that has, such as a local "
+            "disk or NFS with its lock service"
+        ) from None
+
+
 @contextmanager
 def file_lock(path: Path, purpose: str | None = None) -> Iterator[None]:
     """Hold the exclusive lock `path`, waiting for it; the system frees it when a process dies.
@@ -62,11 +82,11 @@ def file_lock(path: Path, purpose: str | None = None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if purpose is not None:
                 warn(f"{purpose}: waiting for {_holder(path)} ({path})", "note")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX)
             if purpose is not None:
                 warn(f"{purpose}: it is free now, going on", "note")
         _sign(path)
@@ -120,12 +140,12 @@ def _lock(files: Sequence[IO[str]], count: int) -> list[int] | None:
     for place, file in enumerate(files):
         if len(held) < count:
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held.append(place)
     if len(held) == count:
         return held
     for place in held:
-        fcntl.flock(files[place], fcntl.LOCK_UN)
+        flock(files[place], fcntl.LOCK_UN)
     return None
 
 

@@ -106,11 +106,6 @@ def test_saved_equals_loaded(tmp_path: Path) -> None:
         assert torch.equal(mine, theirs), name
 
 
-def test_others_may_read_a_saved_model(tmp_path: Path) -> None:
-    save_model(random_model(), tmp_path / "model")
-    assert {path.stat().st_mode & 0o444 for path in (tmp_path / "model").iterdir()} == {0o444}
-
-
 def test_saving_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

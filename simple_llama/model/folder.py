@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simple_llama.data.tokenizer_folder import content, read_settings
@@ -33,6 +32,7 @@ from simple_llama.model.weights import (
     is_pth,
     read_safetensors,
     weight_files,
+    write_safetensors,
 )
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -280,10 +280,9 @@ def save_model(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         try:
-            save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+            write_safetensors(state, temporary / WEIGHTS)
         except SafetensorError as error:  # a full disk, mostly
             raise InputError(f"{folder}: the weights could not be written: {error}") from None
-        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
         generation: dict[str, Any] = {}
         if tokenizer is not None:
             for name in TOKENIZER_FILES:

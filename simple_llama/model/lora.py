@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.weights import ADAPTER_CONFIG
+from simple_llama.model.weights import ADAPTER_CONFIG, write_safetensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model.model."
@@ -144,10 +144,9 @@ def save_adapter(model: Decoder, folder: Path, lora: LoRA, base: str) -> None:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         try:
-            save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            write_safetensors(tensors, temporary / ADAPTER_WEIGHTS)
         except SafetensorError as error:  # a full disk, mostly
             raise InputError(f"{folder}: the adapter could not be written: {error}") from None
-        (temporary / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
         write_json(temporary / ADAPTER_CONFIG, config)
 
 

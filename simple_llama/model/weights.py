@@ -6,7 +6,7 @@ index may lead out of the folder.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
@@ -43,6 +44,17 @@ class StoredTensor:
     dtype: str
     """As safetensors writes it: F32, BF16, ..."""
     read: Callable[[], Tensor]
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file, as PyTorch marks its own, of the mode that the umask gives any new file.
+
+    Raises SafetensorError where it cannot be written, a full disk mostly.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors leaves it to its owner alone
 
 
 def weight_files(path: str | Path) -> list[Path]:

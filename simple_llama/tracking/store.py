@@ -105,6 +105,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.new")
         draft.unlink(missing_ok=True)
+        draft.touch()  # SQLite's own mode keeps the group from writing, whatever the umask
         self.mlflow.MlflowClient(sqlite_uri(draft)).search_experiments()
         # else MLflow's own experiment keeps its artifacts below the working directory
         with closing(sqlite3.connect(draft)) as database, database:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from simple_llama.data.batches import Plan
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.weights import write_safetensors
 from simple_llama.process import warn
 from simple_llama.training.console import Console
 from simple_llama.training.curves import Curves
@@ -214,7 +214,7 @@ def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolde
     with atomic_path(kept) as temporary:
         temporary.mkdir()
         write_json(temporary / "diverged.json", about)
-        save_file(batches, temporary / "batch.safetensors")
+        write_safetensors(batches, temporary / "batch.safetensors")
         alone = folder.ranks.of == 1
         place = folder.ranks.told(temporary / "state.safetensors" if alone else temporary)
         write_tensors(error.snapshot.tensors, place, folder.ranks)

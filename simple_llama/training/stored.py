@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
+from simple_llama.model.weights import write_safetensors
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.observer import Progress, Snapshot
 
@@ -52,6 +53,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, ranks: Ranks) -> No
         )
         return
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        write_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # a full disk, mostly
         raise OSError(None, f"the training's state was not written: {error}", path) from None
