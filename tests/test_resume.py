@@ -220,7 +220,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "state")
 
-    monkeypatch.setattr("simple_llama.training.stored.save_file", full)
+    monkeypatch.setattr("simple_llama.training.stored.write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         folder.save({"model.a": torch.zeros(3)}, about(9), step=9, best=0)
     state = load_state(folder)
@@ -247,7 +247,7 @@ def test_saving_takes_at_most_its_share_of_the_time(
         clock[0] += 3.0
         save_file(tensors, path)
 
-    monkeypatch.setattr("simple_llama.training.stored.save_file", slow)
+    monkeypatch.setattr("simple_llama.training.stored.write_safetensors", slow)
     eager.save({"model.a": torch.zeros(3)}, about(9), step=9, best=0)
     clock[0] += 149.0
     assert not eager.is_due(), "3 seconds of saving are 2% of 150"

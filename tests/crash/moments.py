@@ -64,7 +64,7 @@ def arm(settings: str) -> None:
     _replace(loss, "micro_batches", _between, "within a validation")
     _around(recorder.Recorder, "improved", "saving a model")
     _around(recorder.Recorder, "epoch_ended", "saving a checkpoint")
-    _replace(stored, "save_file", _half, "half a state file")
+    _replace(stored, "write_safetensors", _half, "half a state file")
     _around(resume, "atomic_write", "state file without its description")
     _around(files, "copy_folder", "publishing a model")
     _around(files, "write_json", "publishing a report")
