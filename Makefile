@@ -43,7 +43,7 @@ gc: .venv/installed
 	echo "error: experiments run or wait in the queue, and gc would delete what they need: wanted an empty queue (dvc queue status; dvc queue remove --queued)"; exit 1; fi
 	@$(RUN) dvc gc --workspace --all-branches --all-tags --all-experiments --force
 	@if [ -f mlflow.db ]; then $(RUN) mlflow gc --tracking-uri sqlite:///mlflow.db --backend-store-uri sqlite:///mlflow.db; fi
-	@if [ -d .resume ]; then find .resume -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +; fi
+	@if [ -d .resume ]; then find .resume/ -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} +; fi
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

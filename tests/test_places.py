@@ -31,7 +31,12 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def test_every_file_has_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
+def test_every_file_has_the_mode_that_the_umask_gives(
+    tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
     model = random_model()
     save_model(model, tmp_path / "model")
     lora = LoRA(rank=1, alpha=1.0, dropout=0.0, targets=("q_proj",))
@@ -40,8 +45,7 @@ def test_every_file_has_the_mode_that_the_umask_gives(tmp_path: Path, umask: int
     write_tensors({"a": torch.zeros(1)}, tmp_path / "state.safetensors", ALONE)
     with file_lock(tmp_path / ".locks" / "a.lock"):
         pass
-    database = tmp_path / "mlflow.db"
-    Store(Location(tmp_path, f"sqlite:///{database}", tmp_path.as_uri()), "an experiment")
+    Store(Location.find(), "an experiment")
 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"model.safetensors", "a.lock", "mlflow.db"}
