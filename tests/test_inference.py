@@ -3,6 +3,7 @@
 import builtins
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ from tokenizers import Tokenizer
 
 from simple_llama import cli
 from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.prompt_formats import FORMATS
 from simple_llama.inference import chat as chat_module
 from simple_llama.inference import replies
 from simple_llama.inference.chat import Voice
+from simple_llama.inference.portable_template import without_generation
 from simple_llama.inference.replies import Replier, Settings, TextStream
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
@@ -366,3 +369,41 @@ def test_weights_are_exported_in_the_type_that_is_asked_for(
         load_model("out").parameters(), load_model(folder).parameters(), strict=True
     ):
         assert torch.equal(mine, theirs.to(kind).float())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_exported_template_is_plain_jinja_that_makes_the_same(
+    name: str, tiny_tokenizer: Path, folder: Path, run: Run
+) -> None:
+    import transformers
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    shutil.copytree(folder, "model")
+    literal = "It's {% generation %}, {{ so }} \\' said \" {%- endgeneration %}"
+    ChatTokenizer.from_path(
+        tiny_tokenizer, prompt_format=name, system_prompt=literal, model_max_length=64
+    ).save("model")
+    run("export", "out", "--model", "model")
+    template = json.loads(Path("out/tokenizer_config.json").read_text())["chat_template"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained("model")
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    conversation = [
+        {"role": "user", "content": " q\n"},
+        {"role": "assistant", "content": "\n a "},
+        {"role": "user", "content": "again"},
+    ]
+    for messages in (conversation, [{"role": "system", "content": "s"}, *conversation]):
+        said = plain.from_string(template).render(
+            messages=messages, add_generation_prompt=True, **special
+        )
+        assert said == tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+
+
+def test_a_generation_block_of_any_template_keeps_its_white_space() -> None:
+    template = "a\n  {%- generation +%}\n  it's {# {% generation %} #}\n{% endgeneration -%}\n b"
+    assert without_generation(template) == (
+        "a\n  {%- if true +%}\n  it's {# {% generation %} #}\n{% endif -%}\n b"
+    )

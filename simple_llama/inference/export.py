@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from simple_llama.errors import InputError
+from simple_llama.inference.portable_template import make_portable
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.outs import check_outside_outs
 
@@ -23,7 +24,7 @@ def export(*, folder: str, model: str, dtype: str) -> str:
     if not Path(model).exists():
         raise InputError(f"{model}: no such model; `dvc repro` makes models/sft")
     loaded = load_model(model)
-    save_model(loaded, target, model, dtype=DTYPES[dtype])
+    save_model(loaded, target, model, dtype=DTYPES[dtype], finish=make_portable)
     size = sum(parameter.numel() for parameter in loaded.parameters())
     return (
         f"{folder}: {model}, {size / 1e6:.1f}M parameters in {dtype}\n"

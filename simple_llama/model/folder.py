@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,10 +269,11 @@ def save_model(
     tokenizer: str | Path | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the folder whole or not at all: weights, config, and the tokenizer files of the folder
-    `tokenizer` beside them. Of a sharded model, one parameter after the other is gathered, for
-    which the other ranks call `gather`.
+    `tokenizer` beside them; `finish` may change them before they stand. Of a sharded model, one
+    parameter after the other is gathered, for which the other ranks call `gather`.
 
     Raises InputError where a weight is no number of the dtype, or the disk refuses.
     """
@@ -293,6 +294,8 @@ def save_model(
         types = {"dtype": kind, "torch_dtype": kind}
         _write(temporary / "config.json", config_json(model.config) | types | generation)
         _write(temporary / GENERATION, generation)
+        if finish is not None:
+            finish(temporary)
 
 
 def _state(model: Decoder) -> dict[str, Tensor]:
