@@ -37,7 +37,13 @@ class PrepareParams:
     ft_json_path: str
     """A file or a folder of conversations."""
     data_format: Literal[
-        "auto", "simple_llama", "alpaca", "sharegpt", "messages", "prompt_completion"
+        "auto",
+        "simple_llama",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "prompt_completion",
+        "preference",
     ]
     """Of its rows; auto: told file by file."""
     train_split: float

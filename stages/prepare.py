@@ -33,6 +33,10 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     rows |= {f"  {reason}": times for reason, times in report["rejected_by_reason"].items()}
     by_weight = {"left out": report["left_out"], "repeated": report["repeated"]}
     rows |= {f"{what} by {MIXTURE}": times for what, times in by_weight.items() if times}
+    if report["untrained"]:
+        rows["not to be trained"] = report["untrained"]
+    if "preference" in report["files_by_format"]:
+        lines.append("  of each preference pair the chosen side is trained")
     lines += [f"  {name:<26}{number:>12,}" for name, number in rows.items()]
     like = report["val_prompts_like_train"]
     lines.append(

@@ -41,6 +41,8 @@ def summary(params: TokenizeParams, report: dict[str, Any]) -> str:
         ),
         f"dropped, over {params.max_seq_len:,} tokens": f"{report['dropped_too_long']:,}",
     }
+    if report["dropped_untrained"]:
+        rows["dropped, no reply is trained"] = f"{report['dropped_untrained']:,}"
     if report["dropped_too_long"]:
         rows["max_seq_len that keeps 99%"] = f"{report['length_p99_all']:,}"
     lines = [f"{params.tokenizer_path}, supervise {params.supervise}"]

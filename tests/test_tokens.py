@@ -83,6 +83,7 @@ def test_what_is_read_is_what_was_encoded(
         "train_examples": 20,
         "val_examples": 3,
         "dropped_too_long": 0,
+        "dropped_untrained": 0,
         "tokens": len(read.ids) + len(val.ids),
         "supervised_tokens": int(read.mask.sum()) + int(val.mask.sum()),
         "unknown_token_rate": 0.0,

@@ -44,7 +44,7 @@ class Encoded:
     rows: NDArray[np.int64]
     """(E,) which of the block's examples they are."""
     dropped: list[tuple[str, int]]
-    """Id and length of those that are too long."""
+    """Id and length of those that are too long, or 0 of those that train nothing."""
     supervised: int
     """Tokens that are targets of the loss."""
     unknown: int
@@ -131,6 +131,8 @@ class _Split:
     rows: "array[int]" = field(default_factory=lambda: array("q"))
     dropped: "array[int]" = field(default_factory=lambda: array("q"))
     """The length of each that is too long."""
+    untrained: int = 0
+    """Examples that train nothing."""
     examples: int = 0
     supervised: int = 0
     unknown: int = 0
@@ -151,16 +153,19 @@ class _Split:
         self.starts.extend((self.starts[-1] + np.cumsum(encoded.lengths)).tolist())
         self.rows.extend((self.examples + encoded.rows).tolist())
         self.examples += len(encoded.rows) + len(encoded.dropped)
-        self.dropped.extend(length for _, length in encoded.dropped)
+        self.dropped.extend(length for _, length in encoded.dropped if length)
+        self.untrained += sum(not length for _, length in encoded.dropped)
         self.supervised += encoded.supervised
         self.unknown += encoded.unknown
 
     def check(self, source: Path, max_seq_len: int) -> None:
         """Raises InputError where nothing fits."""
+        if not self.rows and not self.dropped:
+            raise InputError(f"{source}: none of its {self.examples} examples trains a reply")
         if not self.rows:
             raise InputError(
-                f"{source}: every one of its {self.examples} examples is longer than max_seq_len "
-                f"({max_seq_len} tokens); the shortest has {min(self.dropped)}"
+                f"{source}: every one of its {len(self.dropped)} examples is longer than "
+                f"max_seq_len ({max_seq_len} tokens); the shortest has {min(self.dropped)}"
             )
 
     def write(self, path: Path) -> None:
@@ -201,7 +206,7 @@ def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block)
     """The examples of a block. Raises InputError at a faulty one."""
     examples = list(block_examples(block))
     batch = tokenizer.encode_batch([one.messages for one in examples], params.supervise)
-    fits = batch.lengths <= params.max_seq_len
+    fits = (batch.lengths > 0) & (batch.lengths <= params.max_seq_len)
     ids, mask = (array[np.repeat(fits, batch.lengths)] for array in (batch.ids, batch.mask))
     return Encoded(
         ids=ids.astype(DTYPES[_ids_dtype(tokenizer)]).tobytes(),
@@ -223,6 +228,7 @@ def _report(train: _Split, val: _Split) -> dict[str, Any]:
         "train_examples": len(train.rows),
         "val_examples": len(val.rows),
         "dropped_too_long": len(dropped),
+        "dropped_untrained": train.untrained + val.untrained,
         "tokens": tokens,
         "supervised_tokens": train.supervised + val.supervised,
         "unknown_token_rate": round((train.unknown + val.unknown) / tokens, 6),

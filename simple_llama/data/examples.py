@@ -8,6 +8,7 @@ from typing import Any
 
 from simple_llama.data.formats import Conversation, ConversationReader, Message
 from simple_llama.data.rows import Block, Row, RowError, block_rows, read_rows
+from simple_llama.data.supervision import LeftOut
 from simple_llama.errors import InputError
 
 FORBIDDEN = re.compile("[\0\ud800-\udfff]")
@@ -29,7 +30,8 @@ class Example:
 
     @property
     def first_prompt(self) -> str:
-        return self.messages[1]["content"]
+        text: str = self.messages[1]["content"]
+        return text
 
     def record(self) -> dict[str, Any]:
         """What stands in train.jsonl and val.jsonl."""
@@ -38,7 +40,7 @@ class Example:
 
 
 def to_example(row: Row, read: ConversationReader, system_prompt: str) -> Example:
-    """Raises RowError with the precise reason."""
+    """Raises RowError with the precise reason, LeftOut where the row is not to be trained."""
     conversation = read(row)
     system = conversation.system
     if system is None or not system.strip():
@@ -70,6 +72,8 @@ def _sound(
     for row in rows:
         try:
             example = to_example(row, read, system_prompt)
+        except LeftOut:
+            continue
         except RowError as error:
             raise InputError(f"{path}: {row.id}: {error}") from None
         given = row.value.get("id")

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from simple_llama.data.rows import RepeatedKey, Row, RowError
+from simple_llama.data.supervision import LeftOut, check_row, message_weight
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+Message = dict[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}, and of a reply that says whether it
+is trained also "weight": 0 | 1."""
 
 ROLES = {
     "system": "system",
@@ -67,13 +69,15 @@ class ConversationReader:
     row of another format is refused.
     """
 
-    def __init__(self, data_format: str = "auto") -> None:
+    def __init__(self, data_format: str = "auto", *, to_train: bool = True) -> None:
+        """to_train: what a row says about its training is followed."""
         self.found: dict[str, str] = {}
         """File → its format."""
         self._given = None if data_format == "auto" else data_format
+        self._to_train = to_train
 
     def __call__(self, row: Row) -> Conversation:
-        """Raises RowError."""
+        """Raises RowError, and LeftOut where the row says that it is not to be trained."""
         value = row.value
         if isinstance(value, RowError):
             raise value
@@ -89,7 +93,15 @@ class ConversationReader:
             by = "data_format says" if self._given else "the file's first rows are"
             detail = f"{_keys(value)}, wanted {form.wanted}: {by} {name}"
             raise RowError("another format", detail)
-        return form.convert(value)
+        if not self._to_train:
+            return form.convert(value)
+        check_row(value)
+        if value.get("label") is False and name in ("messages", "prompt_completion"):
+            raise RowError("not wanted", "'label' is false: an example of what not to say")
+        conversation = form.convert(value)
+        if all(turn.get("weight") == 0 for turn in conversation.turns[1::2]):
+            raise LeftOut
+        return conversation
 
 
 def _from_simple_llama(row: dict[str, Any]) -> Conversation:
@@ -155,13 +167,22 @@ def _from_messages(row: dict[str, Any]) -> Conversation:
 def _from_prompt_completion(row: dict[str, Any]) -> Conversation:
     """{"prompt": text, "completion": text, "system"?}, or both as lists of messages"""
     for key in ("prompt", "completion"):
-        if key not in row:
-            raise RowError("wrong shape", f"no {key!r}")
+        if row.get(key) is None:
+            hint = "; data_format: preference reads the chosen side" if "chosen" in row else ""
+            raise RowError("wrong shape", f"no {key!r}{hint}")
     if isinstance(row["prompt"], list):
         return _from_list(row, _listed(row, "prompt") + _listed(row, "completion"))
     _refuse_untrainable(row, "the row")
     pair = (_text(row, "prompt"), _text(row, "completion"))
     return Conversation(_optional_text(row, "system"), _turns([pair]), _category(row))
+
+
+def _from_preference(row: dict[str, Any]) -> Conversation:
+    """{"prompt"?, "chosen", "rejected"}, texts or lists of messages: the chosen side."""
+    chosen = row["chosen"]
+    if isinstance(chosen, list) and not isinstance(row.get("prompt"), list):
+        return _from_list(row, _listed(row, "chosen"))
+    return _from_prompt_completion({**row, "completion": chosen})
 
 
 def _listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
@@ -178,7 +199,7 @@ def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversa
     system = _optional_text(row, "system")
     turns: list[Message] = []
     for index, (where, message) in enumerate(messages):
-        role, text = _role_and_text(message, where)
+        role, text, weight = _read_message(message, where)
         if role == "system" and index == 0:
             system = text
             continue
@@ -186,6 +207,8 @@ def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversa
         if role != wanted:
             raise RowError("wrong order of roles", f"{where}: role {role!r}, wanted {wanted!r}")
         turns.append({"role": wanted, "content": text})
+        if weight is not None and role == "assistant":
+            turns[-1]["weight"] = weight
     if not turns:
         raise RowError("no turns", "the list of messages holds no user turn")
     if len(turns) % 2:
@@ -193,7 +216,8 @@ def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversa
     return Conversation(system, turns, _category(row))
 
 
-def _role_and_text(message: Any, where: str) -> tuple[str, str]:
+def _read_message(message: Any, where: str) -> tuple[str, str, int | None]:
+    """Role, text, and whether it says that it is trained: 1, 0 or nothing."""
     _check_object(message, where)
     name = message["role"] if "role" in message else message.get("from")
     known = name.lower() if isinstance(name, str) else ""
@@ -203,9 +227,7 @@ def _role_and_text(message: Any, where: str) -> tuple[str, str]:
     if known not in ROLES:
         detail = f"{where}: role {_shown(name)}, wanted system, user or assistant"
         raise RowError("unknown role", detail)
-    weight = message.get("weight")
-    if weight is not None and weight != 1:
-        raise RowError("message weight", f"{where}: a message's own 'weight' is not trained with")
+    weight = message_weight(message, where) if ROLES[known] == "assistant" else None
     given = [key for key in TEXT_KEYS if key in message]
     if not given:
         detail = f"{where}: {_keys(message)}, wanted its text as 'content' or 'value'"
@@ -214,11 +236,23 @@ def _role_and_text(message: Any, where: str) -> tuple[str, str]:
     content = message[key]
     if isinstance(content, list):
         # chat templates put parts together with nothing between them
-        parts = enumerate(content)
-        return ROLES[known], "".join(_part(part, f"{where}: {key}[{i}]") for i, part in parts)
+        parts = [(part, f"{where}: {key}[{index}]") for index, part in enumerate(content)]
+        text = "".join(_part(part, place) for part, place in parts)
+        if ROLES[known] == "assistant":
+            weight = _weight_with_parts(weight, parts)
+        return ROLES[known], text, weight
     if not isinstance(content, str):
         raise RowError("wrong type", f"{where}: {key!r} is {_type(content)}, wanted text")
-    return ROLES[known], content
+    return ROLES[known], content, weight
+
+
+def _weight_with_parts(weight: int | None, parts: list[tuple[Any, str]]) -> int | None:
+    """A reply's weight where its parts may have their own."""
+    own = {message_weight(part, where) for part, where in parts}
+    if len(own) > 1:
+        where = parts[0][1]
+        raise RowError("partial supervision", f"{where}: its parts have different weights")
+    return own.pop() if own and own != {None} else weight
 
 
 def _part(part: Any, where: str) -> str:
@@ -258,10 +292,15 @@ FORMATS = {
     "prompt_completion": Format(
         ("completion", "prompt"), "'prompt' and 'completion'", _from_prompt_completion
     ),
+    "preference": Format(("chosen",), "'chosen'", _from_preference),
 }
 """In the order in which their keys are looked for: many sets of messages also have a 'prompt'."""
-FORMAT_OF_KEY = {key: name for name, form in FORMATS.items() for key in form.keys}
-WANTED = [form.wanted for form in FORMATS.values()]
+BY_NAME_ONLY = ("preference",)
+"""Half of such a row is left: only where that is asked for."""
+FORMAT_OF_KEY = {
+    key: name for name, form in FORMATS.items() for key in form.keys if name not in BY_NAME_ONLY
+}
+WANTED = [form.wanted for name, form in FORMATS.items() if name not in BY_NAME_ONLY]
 
 
 def _turns(pairs: Iterable[tuple[str, str]]) -> list[Message]:

@@ -20,6 +20,7 @@ from simple_llama.data.formats import ConversationReader, Message
 from simple_llama.data.mixture import NAME, Mixture
 from simple_llama.data.normalisation import normalised, pattern
 from simple_llama.data.rows import Row, RowError, read_rows
+from simple_llama.data.supervision import LeftOut
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import PrepareParams
@@ -38,7 +39,9 @@ class Counts:
     train: int = 0
     val: int = 0
     left_out: int = 0
-    """By a weight below 1."""
+    """By a weight of the mixture below 1."""
+    untrained: int = 0
+    """Left out because the row itself says so."""
     repeated: int = 0
     """Further copies in train, by a weight above 1."""
     rejected_by_reason: Counter[str] = field(default_factory=Counter)
@@ -86,6 +89,9 @@ def prepare(
                 except RowError as error:
                     _reject(row, error, rejected, counts)
                     continue
+                except LeftOut:
+                    counts.untrained += 1
+                    continue
                 digest = _digest(example.messages)
                 if digest in seen:
                     counts.duplicates += 1
@@ -117,6 +123,7 @@ def prepare(
         "val": counts.val,
         "left_out": counts.left_out,
         "repeated": counts.repeated,
+        "untrained": counts.untrained,
         "files_by_format": dict(sorted(Counter(read.found.values()).items())),
         "rejected_by_reason": dict(sorted(counts.rejected_by_reason.items())),
         "val_prompts_like_train": likeness.share(),

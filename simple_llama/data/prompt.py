@@ -217,13 +217,15 @@ class ChatTokenizer:
         conversations: Sequence[Sequence[Message]],
         supervise: Literal["last_reply", "all_replies"],
     ) -> EncodedBatch:
-        """The same, end to end."""
-        return self._assemble([self._runs(one, supervise) for one in conversations])
+        """The same, end to end. What follows the last reply that is trained is cut off: no loss
+        depends on it. A conversation that trains nothing is empty."""
+        return self._assemble([self._runs(self._trained(one, supervise)) for one in conversations])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Inference prompt of a conversation that ends with a user turn."""
         assert messages[-1]["role"] == "user", messages[-1]["role"]
-        return self._assemble([self._runs(messages, "last_reply")]).ids.tolist()  # type: ignore[no-any-return]
+        pieces = self._format.render(messages, self.system_prompt, "last_reply")
+        return self._assemble([self._runs(pieces)]).ids.tolist()  # type: ignore[no-any-return]
 
     def has_control(self, ids: Sequence[int]) -> bool:
         """Whether a control token is among the ids."""
@@ -233,13 +235,20 @@ class ChatTokenizer:
         """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._encoder.decode([int(token) for token in ids])
 
-    def _runs(
+    def _trained(
         self, messages: Sequence[Message], supervise: Literal["last_reply", "all_replies"]
-    ) -> list[Run]:
-        """The rendered pieces, neighbouring texts joined."""
+    ) -> list[tuple[str, bool]]:
+        """The rendered pieces up to the last target."""
+        pieces = self._format.render(messages, self.system_prompt, supervise)
+        while pieces and not pieces[-1][1]:
+            pieces.pop()
+        return pieces
+
+    def _runs(self, pieces: Sequence[tuple[str, bool]]) -> list[Run]:
+        """The pieces, neighbouring texts joined."""
         runs: list[Run] = []
         text, before = "", 0
-        for piece, target in self._format.render(messages, self.system_prompt, supervise):
+        for piece, target in pieces:
             if isinstance(piece, Control):
                 if text:
                     runs.append(((text, not runs), before))

@@ -14,10 +14,11 @@ from the same description.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-Message = Mapping[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}, and of a reply perhaps "weight":
+1 or 0, whether it is trained, which otherwise `supervise` says."""
 
 
 class Control(str):
@@ -147,7 +148,7 @@ class PromptFormat:
             else:
                 if self.strip == "replies":
                     content = content.lstrip()
-                target = supervise == "all_replies" or index == last
+                target = bool(message.get("weight", supervise == "all_replies" or index == last))
                 pieces += [(content, target), (self.stop, target)]
         return pieces
 

@@ -17,7 +17,7 @@ class HeldOut:
     tokens: Tokens
     categories: Sequence[str | None]
     left_out: int
-    """Examples that are longer."""
+    """Examples that are longer, or have no reply to score."""
 
     @classmethod
     def read(cls, path: str, tokenizer: ChatTokenizer, params: EvaluateParams) -> "HeldOut":
@@ -27,7 +27,7 @@ class HeldOut:
         pairs = [
             (pair, example)
             for pair, example in zip(encoded, examples, strict=True)
-            if len(pair[0]) <= params.max_seq_len
+            if 0 < len(pair[0]) <= params.max_seq_len
         ]
         if not pairs:
             raise InputError(

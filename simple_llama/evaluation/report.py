@@ -198,6 +198,7 @@ def ledger(report: ReportInput) -> str:
     prepare, tokens = report.prepare, report.tokenize
     examples = number(prepare, "examples")
     left_out, repeated = number(prepare, "left_out"), number(prepare, "repeated")
+    untrained = number(tokens, "dropped_untrained")
     rows: list[tuple[str, float | None, str]] = [
         ("In the data", examples, "sum"),
         ("− rejected", number(prepare, "rejected"), ""),
@@ -208,6 +209,7 @@ def ledger(report: ReportInput) -> str:
         ("for validation", number(prepare, "val"), "part"),
         *([("+ copies by mixture.yaml", repeated, "")] if repeated else []),
         ("− longer than max_seq_len", number(tokens, "dropped_too_long"), ""),
+        *([("− train no reply", untrained, "")] if untrained else []),
         ("= trained on", number(tokens, "train_examples"), "sum"),
         ("= validated on", number(tokens, "val_examples"), "sum"),
     ]

@@ -34,7 +34,7 @@ def read_requests(path: str, system_prompt: str) -> Iterator[Request]:
     if Path(path).suffix == ".txt":
         yield from _lines(path)
         return
-    read = ConversationReader()
+    read = ConversationReader(to_train=False)
     for row in read_rows(path):
         completed = replace(row, value=_completed(row.value))
         try:

@@ -144,7 +144,8 @@ def _rejected() -> Iterator[Lost]:
 
 def _dropped() -> Iterator[Lost]:
     for record in _records(TOKENS / "dropped.jsonl"):
-        why = f"too long: {record.get('length')} tokens, over max_seq_len"
+        length = record.get("length")
+        why = f"too long: {length} tokens, over max_seq_len" if length else "trains no reply"
         yield Lost(str(record["id"]), f"{why} ({record.get('split')})", "")
 
 
