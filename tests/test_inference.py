@@ -287,6 +287,26 @@ def test_a_file_is_answered_in_its_order_whatever_the_batches(run: Run) -> None:
     assert Path("said.jsonl").read_text() == given[0]
 
 
+@pytest.mark.parametrize("last", ['{"prompt": ', json.dumps({"prompt": "a" * 400})])
+def test_a_faulty_row_is_found_before_the_first_reply(
+    last: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("simple_llama.inference.batch.generate", never)
+    Path("asked.jsonl").write_text('{"prompt": "a"}\n' * 40 + last + "\n")
+    with pytest.raises(SystemExit, match=r"asked.jsonl\[40\]"):
+        run("generate", "--file", "asked.jsonl", "--batch-size", "1")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(run: Run) -> None:
+    Path("one.txt").write_text("What?\n", encoding="utf-8-sig")
+    Path("both.txt").write_bytes(Path("one.txt").read_bytes() * 2)
+    said = records(run("generate", "--file", "both.txt", "--max-tokens", "2"))
+    assert [record["prompt"] for record in said] == ["What?", "What?"]
+
+
 @pytest.mark.parametrize("shape", OTHER_SHAPES)
 def test_every_format_may_leave_the_last_reply_open(shape: str, run: Run) -> None:
     Path("asked.json").write_text(json.dumps(OTHER_SHAPES[shape]))

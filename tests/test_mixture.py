@@ -113,6 +113,16 @@ def test_a_mixture_that_is_refused(tmp_path: Path, mixture: str, said: str) -> N
     assert not (tmp_path / "out/train.jsonl").exists()
 
 
+def test_a_name_is_the_same_composed_or_decomposed(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for written, found in ((composed, decomposed), (decomposed, composed)):
+        raw = folder(tmp_path, f"{written}.json: 2", **{found: A[:1]})
+        assert Mixture.of(raw, 0).weights == {f"{found}.json": 2.0}
+        (raw / f"{found}.json").unlink()
+    raw = folder(tmp_path, f"{composed}.json: 2", **{composed: A[:1], decomposed: B[:1]})
+    assert Mixture.of(raw, 0).weights == {f"{composed}.json": 2.0}
+
+
 def test_a_mixture_is_a_file_of_its_folder(tmp_path: Path) -> None:
     raw = folder(tmp_path, "a.json: 2", a=A)
     (raw / "mixture.yaml").rename(tmp_path / "outside.yaml")

@@ -166,6 +166,24 @@ def test_paths_that_are_no_conversations(tmp_path: Path) -> None:
         list(read_rows(folder))
 
 
+def test_links_into_a_cache_of_dvc_are_followed(tmp_path: Path) -> None:
+    """As `cache.type symlink` makes them; a cache may be anywhere."""
+    cached = tmp_path / "cache" / "files" / "md5" / "0a" / ("1b" * 15)
+    cached.parent.mkdir(parents=True)
+    cached.write_text('{"a": 1}\n')
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").symlink_to(cached)
+    assert [row.value for row in read_rows(folder)] == [{"a": 1}]
+    for elsewhere in ("0a/" + "1b" * 14, "0a/" + "1z" * 15):
+        other = tmp_path / "cache" / "files" / "md5" / elsewhere
+        other.write_text('{"a": 1}\n')
+        (folder / "a.jsonl").unlink()
+        (folder / "a.jsonl").symlink_to(other)
+        with pytest.raises(InputError, match="leads out of"):
+            list(read_rows(folder))
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

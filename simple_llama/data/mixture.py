@@ -11,6 +11,7 @@ copy once: what is measured does not count twice.
 
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 from simple_llama.data.sources import check_inside, find_files, name_in
@@ -35,9 +36,12 @@ class Mixture:
         if not os.path.isdir(path) or not os.path.lexists(file):
             return cls({}, seed)
         check_inside(file, Path(path))
-        names = {name_in(found, path): found for found in find_files(path)}
+        names = dict.fromkeys(name_in(found, path) for found in find_files(path))
+        composed = {_nfc(name): name for name in names}
         weights = {}
-        for name, value in read_mapping(file).items():
+        for written, value in read_mapping(file).items():
+            # a Mac decomposes the letters of file names, an editor does not
+            name = written if written in names else composed.get(_nfc(str(written)), written)
             if name not in names:
                 close = did_you_mean(name, names)
                 raise InputError(f"{file}: {shown(name)} is no file of conversations here{close}")
@@ -53,3 +57,7 @@ class Mixture:
             return int(whole)
         place = hashlib.blake2b(digest, digest_size=8, key=self._key).digest()
         return int(whole) + (int.from_bytes(place, "big") < part * 2**64)
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

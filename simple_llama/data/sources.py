@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ MAX_RATIO = 200
 FREE_BYTES = 2**20
 """So much may come out of any packed file."""
 BUFFER_BYTES = 2**16
+CACHED = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+"""Where a cache of DVC 3, wherever it is, has a file: by the MD5 of what is in it."""
 
 
 def find_files(path: str | Path) -> list[Path]:
@@ -54,10 +57,12 @@ def _refuse(error: OSError) -> None:
 
 
 def check_inside(file: Path, folder: Path) -> None:
-    """Raises InputError where it is no file, or a link that leads out of the folder."""
+    """Raises InputError where it is no file, or a link that leads out of the folder and not into
+    DVC's cache, where `cache.type symlink` keeps the files of a folder that DVC tracks."""
     if not file.is_file():
         raise InputError(f"{file}: not a file")
-    if not file.resolve().is_relative_to(folder.resolve()):
+    place = file.resolve()
+    if not place.is_relative_to(folder.resolve()) and not CACHED.search(place.as_posix()):
         raise InputError(f"{file}: a link that leads out of {folder}; put the file itself there")
 
 

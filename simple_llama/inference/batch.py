@@ -44,6 +44,8 @@ def generate_replies(
         check_outside_outs(out)
     replier = load_replier(model, device, prompt_format=prompt_format)
     if file is not None:
+        for request in read_requests(file, replier.tokenizer.system_prompt):
+            _prompt(replier, request)  # a faulty row is found before it can cost replies
         requests = read_requests(file, replier.tokenizer.system_prompt)
     else:
         requests = iter(_from_arguments(prompts))

@@ -10,6 +10,8 @@ from simple_llama.data.formats import ROLES, ConversationReader, Message
 from simple_llama.data.rows import RowError, read_rows
 from simple_llama.errors import InputError
 
+BYTE_ORDER_MARK = "\ufeff"
+"""Before the text of some editors' files, and so within files that were put together."""
 TO_COME = "."
 """Stands for the reply that a row does not have yet, because the formats want one."""
 
@@ -56,7 +58,7 @@ def _lines(path: str) -> Iterator[Request]:
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             for index, line in enumerate(file):
-                if text := line.strip():
+                if text := line.lstrip(BYTE_ORDER_MARK).strip():
                     message = {"role": "user", "content": text}
                     yield Request(id=f"{name}[{index}]", messages=[message], reference=None)
     except UnicodeDecodeError as error:
