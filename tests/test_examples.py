@@ -69,6 +69,25 @@ def test_what_a_prepared_record_looks_like(tmp_path: Path) -> None:
     assert "category" not in records["raw.json[1]"]
 
 
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_blank_system_prompt_is_none_and_a_missing_one_the_default(
+    blank: str, tmp_path: Path
+) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    said = [{"role": "system", "content": blank}, *turns]
+    pairs: list[tuple[Any, str]] = [
+        ({"messages": said}, ""),
+        ({"messages": turns}, SYSTEM),
+        ({"messages": turns, "system": blank}, SYSTEM),
+        (row("q", Template=[blank]), ""),
+        (row("q", Template=["CUSTOM"]), SYSTEM),
+        ({"instruction": "q", "output": "a", "system": blank}, SYSTEM),
+    ]
+    for asked, system in pairs:
+        (example,) = read_examples(write(tmp_path, [asked]), SYSTEM)
+        assert example.messages[0] == {"role": "system", "content": system}
+
+
 def test_report_and_rejected_rows(tmp_path: Path) -> None:
     bad = [{"User": ["a", "b"], "Assistant": ["c"]}, row("q", " \n"), row("\0"), row("\ud800")]
     raw = [*rows(50), *bad, row("question 3"), row("question 4")]

@@ -23,6 +23,7 @@ from simple_llama.inference import replies
 from simple_llama.inference.chat import Voice
 from simple_llama.inference.portable_template import without_generation
 from simple_llama.inference.replies import Replier, Settings, TextStream
+from simple_llama.inference.requests import read_requests
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from tests.test_model import random_model
@@ -298,6 +299,15 @@ def test_a_faulty_row_is_found_before_the_first_reply(
     Path("asked.jsonl").write_text('{"prompt": "a"}\n' * 40 + last + "\n")
     with pytest.raises(SystemExit, match=r"asked.jsonl\[40\]"):
         run("generate", "--file", "asked.jsonl", "--batch-size", "1")
+
+
+def test_a_blank_system_prompt_of_a_row_is_not_the_models_own(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "q"}
+    said = [[turn], [{"role": "system", "content": ""}, turn]]
+    path = tmp_path / "asked.json"
+    path.write_text(json.dumps([{"messages": messages} for messages in said]))
+    systems = [request.messages[0]["content"] for request in read_requests(str(path), "own")]
+    assert systems == ["own", ""]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_prompt(run: Run) -> None:

@@ -42,9 +42,9 @@ class Example:
 def to_example(row: Row, read: ConversationReader, system_prompt: str) -> Example:
     """Raises RowError with the precise reason, LeftOut where the row is not to be trained."""
     conversation = read(row)
-    system = conversation.system
-    if system is None or not system.strip():
-        system = system_prompt
+    system = system_prompt if conversation.system is None else conversation.system
+    if not system.strip():
+        system = ""  # said to be none
     _check_texts(conversation, system)
     category = conversation.category.strip() if conversation.category else ""
     messages = [{"role": "system", "content": system}, *conversation.turns]

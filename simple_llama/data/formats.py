@@ -134,7 +134,7 @@ def _from_alpaca(row: dict[str, Any]) -> Conversation:
         more = ""
     pairs = _history(row)
     pairs.append(("\n".join(part for part in (instruction, more) if part), reply))
-    return Conversation(_optional_text(row, "system"), _turns(pairs), _category(row))
+    return Conversation(_system(row), _turns(pairs), _category(row))
 
 
 def _history(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -174,7 +174,7 @@ def _from_prompt_completion(row: dict[str, Any]) -> Conversation:
         return _from_list(row, _listed(row, "prompt") + _listed(row, "completion"))
     _refuse_untrainable(row, "the row")
     pair = (_text(row, "prompt"), _text(row, "completion"))
-    return Conversation(_optional_text(row, "system"), _turns([pair]), _category(row))
+    return Conversation(_system(row), _turns([pair]), _category(row))
 
 
 def _from_preference(row: dict[str, Any]) -> Conversation:
@@ -196,7 +196,7 @@ def _listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
 def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
     """Messages in order, a system prompt first or under 'system'; that of a message wins."""
     _refuse_untrainable(row, "the row")
-    system = _optional_text(row, "system")
+    system = _system(row)
     turns: list[Message] = []
     for index, (where, message) in enumerate(messages):
         role, text, weight = _read_message(message, where)
@@ -337,6 +337,13 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 def _optional_text(row: dict[str, Any], key: str) -> str | None:
     return None if row.get(key) is None else _text(row, key)
+
+
+def _system(row: dict[str, Any]) -> str | None:
+    """The key beside a conversation. Tables have it in every row, and blank where there is none; a
+    system message or Template that is blank says that there is to be none."""
+    system = _optional_text(row, "system")
+    return system if system and system.strip() else None
 
 
 def _category(row: dict[str, Any]) -> str | None:

@@ -47,8 +47,7 @@ def read_requests(path: str, system_prompt: str) -> Iterator[Request]:
         system, *turns, reply = example.messages
         yield Request(
             id=given if isinstance(given, str) else row.id,
-            # where neither the row nor the model has a system prompt, there is none
-            messages=[system, *turns] if system["content"] else turns,
+            messages=[system, *turns],
             reference=None if completed.value is not row.value else reply["content"],
         )
 
