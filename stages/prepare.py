@@ -37,6 +37,9 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
         rows["not to be trained"] = report["untrained"]
     if "preference" in report["files_by_format"]:
         lines.append("  of each preference pair the chosen side is trained")
+    if dropped := report["dropped_keys"]:
+        named = ", ".join(f"{key} ({times:,} rows)" for key, times in dropped.items())
+        lines.append(f"  dropped keys, which no format reads: {named}")
     lines += [f"  {name:<26}{number:>12,}" for name, number in rows.items()]
     like = report["val_prompts_like_train"]
     lines.append(

@@ -102,6 +102,40 @@ def said(*pairs: tuple[str, Any], author: str = "role", text: str = "content") -
     return [{author: name, text: content} for name, content in pairs]
 
 
+CHAT = said(("user", "q"), ("assistant", "a"))
+THOUGHT = {"role": "assistant", "content": "a", "reasoning_content": "hm", "thinking": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "dropped"),
+    [
+        ({**ROW, "id": 3, "source": "web", "context": ""}, []),
+        ({"instruction": "q", "output": "a", "context": "c", "inputs": "i"}, ["context", "inputs"]),
+        ({"messages": [CHAT[0], THOUGHT], "tools": "[]"}, ["messages.reasoning_content"]),
+        ({"conversations": CHAT, "thoughts": ["t"], "score": 1}, ["thoughts"]),
+        ({"prompt": CHAT[:1], "completion": [THOUGHT]}, ["messages.reasoning_content"]),
+    ],
+)
+def test_a_key_that_nobody_reads_is_counted(row: dict[str, Any], dropped: list[str]) -> None:
+    read = ConversationReader()
+    for _ in range(2):
+        read(Row("a[0]", "a", row, json.dumps(row)))
+    assert read.dropped_keys == dict.fromkeys(dropped, 2)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "q", "output": "a"},
+        {"conversations": CHAT},
+        {"messages": CHAT},
+        {"prompt": "q", "completion": "a"},
+    ],
+)
+def test_a_system_prompt_may_be_called_so(row: dict[str, Any]) -> None:
+    assert to_conversation({**row, "system_prompt": "s"}).system == "s"
+
+
 def test_null_is_absent() -> None:
     """Concatenated data sets have the keys of all of them in every row."""
     others = {"messages": None, "conversations": None, "User": None, "prompt": None}
@@ -186,7 +220,6 @@ def test_prompt_completion_rows() -> None:
     assert texts(listed) == ["q1", "a1", "q2", "a2"] and listed.system == "t"
 
 
-CHAT = said(("user", "q"), ("assistant", "a"))
 CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 IMAGE = {"type": "image_url", "image_url": {"url": "https://x"}}
 

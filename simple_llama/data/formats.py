@@ -8,12 +8,19 @@ https://huggingface.co/docs/trl/dataset_formats
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from simple_llama.data.rows import RepeatedKey, Row, RowError
-from simple_llama.data.supervision import LeftOut, check_row, message_weight
+from simple_llama.data.supervision import (
+    MESSAGE_FLAGS,
+    ROW_FLAGS,
+    LeftOut,
+    check_row,
+    message_weight,
+)
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}, and of a reply that says whether it
@@ -48,6 +55,19 @@ UNTRAINABLE = {
 
 TEXT_KEYS = ("content", "value", "text")
 """Where a message's text may stand."""
+MESSAGE_KEYS = frozenset(("role", "from", "weight", *TEXT_KEYS, *MESSAGE_FLAGS))
+ABOUT_THE_ROW = frozenset(
+    (
+        *("id", "_id", "idx", "index", "uuid", "guid", "key", "name", "hash", "split", "task"),
+        *("conversation_id", "prompt_id", "message_id", "question_id", "row_id", "example_id"),
+        *("source", "dataset", "origin", "url", "license", "timestamp", "date", "created_at"),
+        *("model", "author", "lang", "language", "score", "scores", "rating", "quality", "label"),
+        *("loss", "perplexity", "length", "num_turns", "turn", "tokens", "token_count", "metadata"),
+        *("tags", "difficulty", "toxic", "redacted", "openai_moderation", *ROW_FLAGS),
+        *UNTRAINABLE,  # that it says nothing has been checked
+    )
+)
+"""Keys of rows and messages that are no part of what is said in them."""
 NO_INPUT = "<noinput>"
 """How Self-Instruct's descendants write that there is no input."""
 
@@ -75,6 +95,9 @@ class ConversationReader:
         """File → its format."""
         self._given = None if data_format == "auto" else data_format
         self._to_train = to_train
+        self.dropped_keys: Counter[str] = Counter()
+        """Key that is neither used nor known to be about the row alone → rows in which it says
+        something; those of messages begin with `messages.`."""
 
     def __call__(self, row: Row) -> Conversation:
         """Raises RowError, and LeftOut where the row says that it is not to be trained."""
@@ -101,7 +124,28 @@ class ConversationReader:
         conversation = form.convert(value)
         if all(turn.get("weight") == 0 for turn in conversation.turns[1::2]):
             raise LeftOut
+        self.dropped_keys.update(_dropped_keys(value, form))
         return conversation
+
+
+def _dropped_keys(row: dict[str, Any], form: "Format") -> set[str]:
+    """What a row of this format says and nobody reads."""
+    dropped = {key for key in row.keys() - form.used - ABOUT_THE_ROW if _says(row[key])}
+    for key in form.message_lists:
+        messages = row.get(key)
+        for message in messages if isinstance(messages, list) else ():
+            if not message.keys() <= MESSAGE_KEYS:
+                dropped |= {
+                    f"messages.{name}"
+                    for name in message.keys() - MESSAGE_KEYS - ABOUT_THE_ROW
+                    if _says(message[name])
+                }
+    return dropped
+
+
+def _says(value: Any) -> bool:
+    """Whether there is something in it: not null, empty or, as a text, an empty list."""
+    return value not in (None, "", "[]", [], {})
 
 
 def _from_simple_llama(row: dict[str, Any]) -> Conversation:
@@ -282,17 +326,55 @@ class Format:
     """A row of this format has at least one of them."""
     wanted: str
     convert: Callable[[dict[str, Any]], Conversation]
+    used: frozenset[str]
+    """All the keys that are read."""
+    message_lists: tuple[str, ...] = ()
+    """Those under which messages may stand."""
 
 
+LABELS = ("category", "Category")
+SYSTEM = ("system", "system_prompt")
 FORMATS = {
-    "messages": Format(("messages",), "'messages'", _from_messages),
-    "sharegpt": Format(("conversations",), "'conversations'", _from_sharegpt),
-    "simple_llama": Format(("User", "Assistant"), "'User' and 'Assistant'", _from_simple_llama),
-    "alpaca": Format(("instruction",), "'instruction' and 'output'", _from_alpaca),
-    "prompt_completion": Format(
-        ("completion", "prompt"), "'prompt' and 'completion'", _from_prompt_completion
+    "messages": Format(
+        keys=("messages",),
+        wanted="'messages'",
+        convert=_from_messages,
+        used=frozenset(("messages", *SYSTEM, *LABELS)),
+        message_lists=("messages",),
     ),
-    "preference": Format(("chosen",), "'chosen'", _from_preference),
+    "sharegpt": Format(
+        keys=("conversations",),
+        wanted="'conversations'",
+        convert=_from_sharegpt,
+        used=frozenset(("conversations", *SYSTEM, *LABELS)),
+        message_lists=("conversations",),
+    ),
+    "simple_llama": Format(
+        keys=("User", "Assistant"),
+        wanted="'User' and 'Assistant'",
+        convert=_from_simple_llama,
+        used=frozenset(("User", "Assistant", "Template", *LABELS)),
+    ),
+    "alpaca": Format(
+        keys=("instruction",),
+        wanted="'instruction' and 'output'",
+        convert=_from_alpaca,
+        used=frozenset(("instruction", "input", "output", "history", *SYSTEM, *LABELS)),
+    ),
+    "prompt_completion": Format(
+        keys=("completion", "prompt"),
+        wanted="'prompt' and 'completion'",
+        convert=_from_prompt_completion,
+        used=frozenset(("prompt", "completion", *SYSTEM, *LABELS)),
+        message_lists=("prompt", "completion"),
+    ),
+    "preference": Format(
+        keys=("chosen",),
+        wanted="'chosen'",
+        convert=_from_preference,
+        used=frozenset(("prompt", "chosen", "rejected", *SYSTEM, *LABELS)),
+        message_lists=("prompt", "chosen"),
+    ),
 }
 """In the order in which their keys are looked for: many sets of messages also have a 'prompt'."""
 BY_NAME_ONLY = ("preference",)
@@ -342,8 +424,8 @@ def _optional_text(row: dict[str, Any], key: str) -> str | None:
 def _system(row: dict[str, Any]) -> str | None:
     """The key beside a conversation. Tables have it in every row, and blank where there is none; a
     system message or Template that is blank says that there is to be none."""
-    system = _optional_text(row, "system")
-    return system if system and system.strip() else None
+    given = [_optional_text(row, key) or "" for key in SYSTEM]
+    return next((text for text in given if text.strip()), None)
 
 
 def _category(row: dict[str, Any]) -> str | None:

@@ -125,6 +125,7 @@ def prepare(
         "repeated": counts.repeated,
         "untrained": counts.untrained,
         "files_by_format": dict(sorted(Counter(read.found.values()).items())),
+        "dropped_keys": dict(sorted(read.dropped_keys.items())),
         "rejected_by_reason": dict(sorted(counts.rejected_by_reason.items())),
         "val_prompts_like_train": likeness.share(),
     }
