@@ -7,55 +7,29 @@ https://huggingface.co/docs/trl/dataset_formats
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simple_llama.data.rows import RepeatedKey, Row, RowError
-from simple_llama.data.supervision import (
-    MESSAGE_FLAGS,
-    ROW_FLAGS,
-    LeftOut,
-    check_row,
-    message_weight,
+from simple_llama.data.messages import (
+    MESSAGE_KEYS,
+    UNTRAINABLE,
+    Message,
+    read_message,
+    refuse_untrainable,
+)
+from simple_llama.data.rows import Row, RowError
+from simple_llama.data.supervision import ROW_FLAGS, LeftOut, check_row
+from simple_llama.data.values import (
+    check_object,
+    keys_of,
+    optional_text,
+    text_of,
+    texts_of,
+    type_of,
 )
 
-Message = dict[str, Any]
-"""{"role": "system" | "user" | "assistant", "content": text}, and of a reply that says whether it
-is trained also "weight": 0 | 1."""
-
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-}
-"""What a message's author is called in the wild, in small letters → its role."""
-TOOL_ROLES = {
-    *("tool", "tools", "tool_call", "tool_response", "ipython", "observation"),
-    *("function", "function_call", "function-call", "function_response", "function-response"),
-}
-UNTRAINABLE = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tool calls"),
-    **dict.fromkeys(
-        ("image", "images", "video", "videos", "audio", "audios"), "images or other media"
-    ),
-}
-"""Key of a row or a message → why it cannot be trained on where the key has a value."""
-
-
-TEXT_KEYS = ("content", "value", "text")
-"""Where a message's text may stand."""
-MESSAGE_KEYS = frozenset(("role", "from", "weight", *TEXT_KEYS, *MESSAGE_FLAGS))
 ABOUT_THE_ROW = frozenset(
     (
         *("id", "_id", "idx", "index", "uuid", "guid", "key", "name", "hash", "split", "task"),
@@ -104,17 +78,17 @@ class ConversationReader:
         value = row.value
         if isinstance(value, RowError):
             raise value
-        _check_object(value, "the row")
+        check_object(value, "the row")
         # null is absent: what concatenated data sets of several formats look like
         key = next((key for key in FORMAT_OF_KEY if value.get(key) is not None), None)
         name = self._given or self.found.get(row.file) or FORMAT_OF_KEY.get(key or "")
         if name is None:
-            raise RowError("unknown format", f"{_keys(value)}, wanted {' or '.join(WANTED)}")
+            raise RowError("unknown format", f"{keys_of(value)}, wanted {' or '.join(WANTED)}")
         self.found.setdefault(row.file, name)
         form = FORMATS[name]
         if not any(value.get(key) is not None for key in form.keys):
             by = "data_format says" if self._given else "the file's first rows are"
-            detail = f"{_keys(value)}, wanted {form.wanted}: {by} {name}"
+            detail = f"{keys_of(value)}, wanted {form.wanted}: {by} {name}"
             raise RowError("another format", detail)
         if not self._to_train:
             return form.convert(value)
@@ -150,13 +124,13 @@ def _says(value: Any) -> bool:
 
 def _from_simple_llama(row: dict[str, Any]) -> Conversation:
     """{"Template": [system prompt or CUSTOM], "User": [...], "Assistant": [...], "Category"?}"""
-    users, replies = _texts(row, "User"), _texts(row, "Assistant")
+    users, replies = texts_of(row, "User"), texts_of(row, "Assistant")
     if len(users) != len(replies):
         detail = f"'User' has {_count(users)}, 'Assistant' {len(replies)}"
         raise RowError("turns do not pair up", detail)
     if not users:
         raise RowError("no turns", "'User' and 'Assistant' are empty")
-    systems = [] if row.get("Template") is None else _texts(row, "Template")
+    systems = [] if row.get("Template") is None else texts_of(row, "Template")
     if len(systems) > 1:
         raise RowError("wrong shape", f"'Template' has {len(systems)} system prompts, wanted 1")
     return Conversation(
@@ -171,9 +145,9 @@ def _from_alpaca(row: dict[str, Any]) -> Conversation:
 
     The prompt is the instruction and, where there is one, the input on a new line.
     """
-    _refuse_untrainable(row, "the row")
-    instruction, reply = _text(row, "instruction"), _text(row, "output")
-    more = _optional_text(row, "input") or ""
+    refuse_untrainable(row, "the row")
+    instruction, reply = text_of(row, "instruction"), text_of(row, "output")
+    more = optional_text(row, "input") or ""
     if more.strip().lower() == NO_INPUT:
         more = ""
     pairs = _history(row)
@@ -186,14 +160,14 @@ def _history(row: dict[str, Any]) -> list[tuple[str, str]]:
     if history is None:
         return []
     if not isinstance(history, list):
-        raise RowError("wrong type", f"'history' is {_type(history)}, wanted a list of pairs")
+        raise RowError("wrong type", f"'history' is {type_of(history)}, wanted a list of pairs")
     pairs = []
     for index, pair in enumerate(history):
         match pair:
             case [str(prompt), str(reply)]:
                 pairs.append((prompt, reply))
             case _:
-                detail = f"'history'[{index}] is {_type(pair)}, wanted a pair of texts"
+                detail = f"'history'[{index}] is {type_of(pair)}, wanted a pair of texts"
                 raise RowError("wrong type", detail)
     return pairs
 
@@ -216,8 +190,8 @@ def _from_prompt_completion(row: dict[str, Any]) -> Conversation:
             raise RowError("wrong shape", f"no {key!r}{hint}")
     if isinstance(row["prompt"], list):
         return _from_list(row, _listed(row, "prompt") + _listed(row, "completion"))
-    _refuse_untrainable(row, "the row")
-    pair = (_text(row, "prompt"), _text(row, "completion"))
+    refuse_untrainable(row, "the row")
+    pair = (text_of(row, "prompt"), text_of(row, "completion"))
     return Conversation(_system(row), _turns([pair]), _category(row))
 
 
@@ -233,17 +207,17 @@ def _listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
     """Messages, each with the name of its place."""
     messages = row[key]
     if not isinstance(messages, list):
-        raise RowError("wrong type", f"{key!r} is {_type(messages)}, wanted a list")
+        raise RowError("wrong type", f"{key!r} is {type_of(messages)}, wanted a list")
     return [(f"{key}[{index}]", message) for index, message in enumerate(messages)]
 
 
 def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
     """Messages in order, a system prompt first or under 'system'; that of a message wins."""
-    _refuse_untrainable(row, "the row")
+    refuse_untrainable(row, "the row")
     system = _system(row)
     turns: list[Message] = []
     for index, (where, message) in enumerate(messages):
-        role, text, weight = _read_message(message, where)
+        role, text, weight = read_message(message, where)
         if role == "system" and index == 0:
             system = text
             continue
@@ -258,64 +232,6 @@ def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversa
     if len(turns) % 2:
         raise RowError("turns do not pair up", "the last message is not the assistant's")
     return Conversation(system, turns, _category(row))
-
-
-def _read_message(message: Any, where: str) -> tuple[str, str, int | None]:
-    """Role, text, and whether it says that it is trained: 1, 0 or nothing."""
-    _check_object(message, where)
-    name = message["role"] if "role" in message else message.get("from")
-    known = name.lower() if isinstance(name, str) else ""
-    if known in TOOL_ROLES:
-        raise RowError("tool calls", f"{where}: role {_shown(name)}; only text is trained")
-    _refuse_untrainable(message, where)
-    if known not in ROLES:
-        detail = f"{where}: role {_shown(name)}, wanted system, user or assistant"
-        raise RowError("unknown role", detail)
-    weight = message_weight(message, where) if ROLES[known] == "assistant" else None
-    given = [key for key in TEXT_KEYS if key in message]
-    if not given:
-        detail = f"{where}: {_keys(message)}, wanted its text as 'content' or 'value'"
-        raise RowError("wrong shape", detail)
-    key = next((key for key in given if message[key] is not None), given[0])
-    content = message[key]
-    if isinstance(content, list):
-        # chat templates put parts together with nothing between them
-        parts = [(part, f"{where}: {key}[{index}]") for index, part in enumerate(content)]
-        text = "".join(_part(part, place) for part, place in parts)
-        if ROLES[known] == "assistant":
-            weight = _weight_with_parts(weight, parts)
-        return ROLES[known], text, weight
-    if not isinstance(content, str):
-        raise RowError("wrong type", f"{where}: {key!r} is {_type(content)}, wanted text")
-    return ROLES[known], content, weight
-
-
-def _weight_with_parts(weight: int | None, parts: list[tuple[Any, str]]) -> int | None:
-    """A reply's weight where its parts may have their own."""
-    own = {message_weight(part, where) for part, where in parts}
-    if len(own) > 1:
-        where = parts[0][1]
-        raise RowError("partial supervision", f"{where}: its parts have different weights")
-    return own.pop() if own and own != {None} else weight
-
-
-def _part(part: Any, where: str) -> str:
-    _check_object(part, where)
-    kind, text = part.get("type"), part.get("text")
-    if kind == "text" and isinstance(text, str):
-        return text
-    if isinstance(kind, str) and any(word in kind for word in ("image", "audio", "video", "file")):
-        raise RowError("images or other media", f"{where}: {_shown(kind)}; only text is trained")
-    raise RowError("wrong type", f"{where}: a part of type {_shown(kind)}, wanted text")
-
-
-def _refuse_untrainable(value: dict[str, Any], where: str) -> None:
-    """What the formats allow and no prompt format here can show."""
-    if UNTRAINABLE.keys().isdisjoint(value):
-        return
-    for key, reason in UNTRAINABLE.items():
-        if value.get(key) and value[key] != "[]":
-            raise RowError(reason, f"{where}: {key!r}; only text is trained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,38 +309,10 @@ def _turns(pairs: Iterable[tuple[str, str]]) -> list[Message]:
     return turns
 
 
-def _texts(row: dict[str, Any], key: str) -> list[str]:
-    """A list of texts; a bare text is a list of one (indexed, it would give its first letter)."""
-    if key not in row:
-        raise RowError("wrong shape", f"no {key!r}")
-    value = row[key]
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise RowError("wrong type", f"{key!r} is {_type(value)}, wanted a list of texts")
-    for index, text in enumerate(value):
-        if not isinstance(text, str):
-            raise RowError("wrong type", f"{key!r}[{index}] is {_type(text)}, wanted text")
-    return value
-
-
-def _text(row: dict[str, Any], key: str) -> str:
-    if key not in row:
-        raise RowError("wrong shape", f"no {key!r}")
-    value = row[key]
-    if not isinstance(value, str):
-        raise RowError("wrong type", f"{key!r} is {_type(value)}, wanted text")
-    return value
-
-
-def _optional_text(row: dict[str, Any], key: str) -> str | None:
-    return None if row.get(key) is None else _text(row, key)
-
-
 def _system(row: dict[str, Any]) -> str | None:
     """The key beside a conversation. Tables have it in every row, and blank where there is none; a
     system message or Template that is blank says that there is to be none."""
-    given = [_optional_text(row, key) or "" for key in SYSTEM]
+    given = [optional_text(row, key) or "" for key in SYSTEM]
     return next((text for text in given if text.strip()), None)
 
 
@@ -434,7 +322,7 @@ def _category(row: dict[str, Any]) -> str | None:
     value = row.get(key)
     labels = value if isinstance(value, list) else [value]
     if any(isinstance(label, dict | list) for label in labels):
-        raise RowError("wrong type", f"{key!r} is {_type(value)}, wanted text or a list of texts")
+        raise RowError("wrong type", f"{key!r} is {type_of(value)}, wanted text or a list of texts")
     known = [
         label if isinstance(label, str) else json.dumps(label)
         for label in labels
@@ -443,31 +331,5 @@ def _category(row: dict[str, Any]) -> str | None:
     return ", ".join(known) if known else None
 
 
-def _check_object(value: Any, where: str) -> None:
-    if isinstance(value, RepeatedKey):
-        raise RowError("repeated key", f"{where}: key {_shown(value.key)} stands twice")
-    if not isinstance(value, dict):
-        raise RowError("not an object", f"{where} is {_type(value)}, wanted an object")
-
-
-def _keys(row: dict[str, Any]) -> str:
-    return f"keys {', '.join(_shown(key) for key in list(row)[:6]) or 'none'}"
-
-
 def _count(turns: list[str]) -> str:
     return f"{len(turns)} turn{'' if len(turns) == 1 else 's'}"
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, str):
-        return _type(value)
-    return repr(value) if len(value) <= 40 else f"{value[:37]!r}..."
-
-
-def _type(value: Any) -> str:
-    names = {dict: "an object", RepeatedKey: "an object", list: "a list", str: "text"}
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
-    return names.get(type(value), "a number")

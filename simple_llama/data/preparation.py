@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from simple_llama.data.examples import to_example
-from simple_llama.data.formats import ConversationReader, Message
+from simple_llama.data.formats import ConversationReader
+from simple_llama.data.messages import Message
 from simple_llama.data.mixture import NAME, Mixture
 from simple_llama.data.normalisation import normalised, pattern
 from simple_llama.data.rows import Row, RowError, read_rows

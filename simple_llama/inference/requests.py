@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from simple_llama.data.examples import to_example
-from simple_llama.data.formats import ROLES, ConversationReader, Message
+from simple_llama.data.formats import ConversationReader
+from simple_llama.data.messages import ROLES, Message
 from simple_llama.data.rows import RowError, read_rows
 from simple_llama.errors import InputError
 

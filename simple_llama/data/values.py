@@ -1,0 +1,61 @@
+"""Values of a row by their type: what a key holds, or a line that says what was found there."""
+
+import json
+import math
+from typing import Any
+
+from simple_llama.data.rows import RepeatedKey, RowError
+
+
+def texts_of(row: dict[str, Any], key: str) -> list[str]:
+    """A list of texts; a bare text is a list of one (indexed, it would give its first letter)."""
+    if key not in row:
+        raise RowError("wrong shape", f"no {key!r}")
+    value = row[key]
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise RowError("wrong type", f"{key!r} is {type_of(value)}, wanted a list of texts")
+    for index, text in enumerate(value):
+        if not isinstance(text, str):
+            raise RowError("wrong type", f"{key!r}[{index}] is {type_of(text)}, wanted text")
+    return value
+
+
+def text_of(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        raise RowError("wrong shape", f"no {key!r}")
+    value = row[key]
+    if not isinstance(value, str):
+        raise RowError("wrong type", f"{key!r} is {type_of(value)}, wanted text")
+    return value
+
+
+def optional_text(row: dict[str, Any], key: str) -> str | None:
+    return None if row.get(key) is None else text_of(row, key)
+
+
+def check_object(value: Any, where: str) -> None:
+    if isinstance(value, RepeatedKey):
+        raise RowError("repeated key", f"{where}: key {shown(value.key)} stands twice")
+    if not isinstance(value, dict):
+        raise RowError("not an object", f"{where} is {type_of(value)}, wanted an object")
+
+
+def keys_of(row: dict[str, Any]) -> str:
+    return f"keys {', '.join(shown(key) for key in list(row)[:6]) or 'none'}"
+
+
+def shown(value: Any) -> str:
+    if not isinstance(value, str):
+        return type_of(value)
+    return repr(value) if len(value) <= 40 else f"{value[:37]!r}..."
+
+
+def type_of(value: Any) -> str:
+    names = {dict: "an object", RepeatedKey: "an object", list: "a list", str: "text"}
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    return names.get(type(value), "a number")
