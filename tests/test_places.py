@@ -103,3 +103,29 @@ def test_gc_waits_for_the_queue(status: str, refused: bool, tmp_path: Path) -> N
     called = (tmp_path / "called").read_text().split()
     assert called == (["queue"] if refused else ["queue", "gc"])
     assert ("error: experiments run or wait" in run.stdout) == refused == bool(run.returncode)
+
+
+@pytest.mark.parametrize("found", ["python3.11", "python3.12", "python3.13", "python3", None])
+def test_make_takes_the_first_python_that_runs(found: str | None, tmp_path: Path) -> None:
+    """The others are aliases of a version manager that lead nowhere."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\nexit {0 if name == found else 127}\n")
+        program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    environment.pop("PYTHON", None)
+    run = subprocess.run(
+        ["make", ".venv/bin/python"],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if found is None:
+        assert run.returncode and run.stdout.startswith("error: no Python from 3.11 on found")
+    else:
+        assert (run.returncode, run.stdout) == (0, f"making .venv with {found}\n")
