@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from simple_llama.data.mixture import NAME as MIXTURE
 from simple_llama.data.preparation import prepare
+from simple_llama.data.sources import others
 from simple_llama.errors import one_line_errors
 from simple_llama.files import write_json
 from simple_llama.params import Params, PrepareParams
@@ -37,6 +38,9 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
         rows["not to be trained"] = report["untrained"]
     if "preference" in report["files_by_format"]:
         lines.append("  of each preference pair the chosen side is trained")
+    if unread := [name for name in others(params.ft_json_path) if name != MIXTURE]:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        lines.append(f"  files that are not read: {', '.join(unread[:5])}{more}")
     if dropped := report["dropped_keys"]:
         named = ", ".join(f"{key} ({times:,} rows)" for key, times in dropped.items())
         lines.append(f"  dropped keys, which no format reads: {named}")

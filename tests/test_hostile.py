@@ -192,9 +192,9 @@ def test_paths_that_hold_no_readable_file(tmp_path: Path) -> None:
         return got
 
     (tmp_path / "folder").mkdir()
-    assert "no *.json" in refused(tmp_path / "folder")
+    assert "no file of conversations" in refused(tmp_path / "folder")
     (tmp_path / "folder/x.json").mkdir()
-    assert "no *.json" in refused(tmp_path / "folder")
+    assert "no file of conversations" in refused(tmp_path / "folder")
     (tmp_path / "folder/gone.json").symlink_to(tmp_path / "nowhere")
     assert "gone.json: not a file" in refused(tmp_path / "folder")
     assert "no such file" in refused(tmp_path / "folder/gone.json")

@@ -1,8 +1,8 @@
-"""Files of JSON or JSONL → rows, in flat memory.
+"""Files of JSON, JSONL or tables → rows, in flat memory.
 
-A file is a JSON array or JSONL, told apart by its first byte: `[` opens an array. What is wrong
-with a file as a whole raises InputError; what is wrong with one row gives a row that says so, and
-the rest is read on.
+A file that is no table is a JSON array or JSONL, told apart by its first byte: `[` opens an array.
+What is wrong with a file as a whole raises InputError; what is wrong with one row gives a row that
+says so, and the rest is read on.
 """
 
 import codecs
@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from simple_llama.data.sources import find_files, name_in, opened
+from simple_llama.data.tables import (
+    as_json,
+    columnar_rows,
+    csv_rows,
+    delimiter,
+    is_columnar,
+)
 from simple_llama.errors import InputError
+from simple_llama.files import head, stand_in
 
 CHUNK_BYTES = 2**20
 MAX_ROW = 25 * 2**20
@@ -76,12 +84,28 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     try:
         for file in find_files(path):
             name = name_in(file, path)
+            first = head(file)
+            if first and (other := stand_in(first)):
+                raise InputError(f"{file}: {other}")
+            if is_columnar(first):
+                yield from _table_rows(name, columnar_rows(file, first))
+                continue
+            if (between := delimiter(file)) is not None:
+                with opened(file) as data:
+                    yield from _table_rows(name, csv_rows(file, data, between))
+                continue
             with opened(file) as data:
                 is_array = _first_byte(file, data) == b"["
             with opened(file) as data:
                 yield from (_array_rows if is_array else _line_rows)(file, name, data)
     except OSError as error:  # reading names no file
         raise InputError(f"{error.filename or file}: {error.strerror}") from None
+
+
+def _table_rows(name: str, rows: Iterator[dict[str, Any] | str]) -> Iterator[Row]:
+    for index, value in enumerate(rows):
+        wrong = RowError("wrong shape", value) if isinstance(value, str) else None
+        yield Row(f"{name}[{index}]", name, wrong or value, as_json(value))
 
 
 def read_blocks(path: str | Path, size: int) -> Iterator[Block]:

@@ -2,21 +2,29 @@
 
 import gzip
 import io
+import lzma
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from simple_llama.errors import InputError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-GZIP_MAGIC = b"\x1f\x8b"
+NAMES = re.compile(
+    r".*(\.(json|jsonl|ndjson|jsonlines|csv|tsv)(\.(gz|xz|zst))?|\.(parquet|arrow))", re.IGNORECASE
+)
+"""What files of conversations in a folder are called."""
+BESIDE_ARROW = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""What `datasets` saves about the data."""
+PACKED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a packed file → how it is packed."""
+ARCHIVES = {b"PK\3\4": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"BZh": "bzip2"}
 MAX_RATIO = 200
 """How many times its packed size a file may unpack to. Conversations reach 3 to 50, a gzip bomb
 1000 (https://www.zlib.net/zlib_tech.html)."""
@@ -28,7 +36,7 @@ CACHED = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 def find_files(path: str | Path) -> list[Path]:
-    """The file itself, or the sorted files of a folder, by SUFFIXES. Raises InputError."""
+    """The file itself, or the sorted files of a folder, by NAMES. Raises InputError."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -36,19 +44,40 @@ def find_files(path: str | Path) -> list[Path]:
         raise InputError(f"{path}: no such file or folder, wanted conversations as JSON or JSONL")
     if not path.is_dir():
         raise InputError(f"{path}: neither a file nor a folder")
-    found = []
-    for folder, folders, names in os.walk(path, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(folder, name)
-            for name in names
-            if name.endswith(SUFFIXES) and not name.startswith(".")
-        ]
+    files = _files(path)
+    found = [file for file in files if _is_data(file)]
     for file in found:
         check_inside(file, path)
     if not found:
-        raise InputError(f"{path}: no *.json, *.jsonl, *.json.gz or *.jsonl.gz in this folder")
+        others = f" (found {files[0].name})" if files else ""
+        raise InputError(
+            f"{path}: no file of conversations in this folder{others}, wanted JSON, JSONL, CSV, "
+            "Parquet or Arrow"
+        )
+    return found
+
+
+def others(path: str | Path) -> list[str]:
+    """The files of a folder that are not read and may be conversations."""
+    folder = Path(path)
+    files = _files(folder) if folder.is_dir() else []
+    unread = (file for file in files if not _is_data(file) and file.name not in BESIDE_ARROW)
+    return [name_in(file, folder) for file in unread]
+
+
+def _files(path: Path) -> list[Path]:
+    """All but the hidden ones, sorted."""
+    found = []
+    for folder, folders, names in os.walk(path, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _is_data(file: Path) -> bool:
+    if file.name in BESIDE_ARROW:
+        return not any(file.parent.glob("*.arrow")) and not any(file.parent.glob("*/*.arrow"))
+    return NAMES.fullmatch(file.name) is not None
 
 
 def _refuse(error: OSError) -> None:
@@ -75,27 +104,42 @@ def name_in(file: Path, path: str | Path) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, unpacked where it is packed with gzip, whatever its name says.
+    """A file's bytes, unpacked where it is packed with gzip, xz or zstd, whatever its name says.
 
     Unpacking goes along with reading. Raises InputError where the packed data is damaged or
     unpacks to more than MAX_RATIO times its size.
     """
     with open(path, "rb") as file:
-        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        head = file.read(8)
         file.seek(0)
-        if packed:
-            with io.BufferedReader(_Unpacked(path, file), BUFFER_BYTES) as unpacked:
-                yield unpacked
-        else:
+        for magic, kind in ARCHIVES.items():
+            if head.startswith(magic):
+                raise InputError(f"{path}: a {kind} archive, which is not read: unpack it")
+        packing = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
+        if packing is None:
             yield file
+            return
+        with io.BufferedReader(_Unpacked(path, file, packing), BUFFER_BYTES) as unpacked:
+            yield unpacked
+
+
+def _unpacking(packed: BinaryIO, packing: str) -> Any:
+    """A file whose `read` gives what was packed."""
+    if packing == "gzip":
+        return gzip.GzipFile(fileobj=packed)
+    if packing == "xz":
+        return lzma.LZMAFile(packed)
+    import pyarrow as pa  # Python has it from 3.14 on
+
+    return pa.CompressedInputStream(packed, "zstd")
 
 
 class _Unpacked(io.RawIOBase):
-    """What comes out of a gzip file, counted."""
+    """What comes out of a packed file, counted."""
 
-    def __init__(self, path: Path, packed: BinaryIO) -> None:
-        self.path, self.packed = path, packed
-        self.unpacking = gzip.GzipFile(fileobj=packed)
+    def __init__(self, path: Path, packed: BinaryIO, packing: str) -> None:
+        self.path, self.packed, self.packing = path, packed, packing
+        self.unpacking = _unpacking(packed, packing)
         self.count = 0
 
     def readable(self) -> bool:
@@ -105,8 +149,8 @@ class _Unpacked(io.RawIOBase):
         view = memoryview(buffer)
         try:
             data = self.unpacking.read(len(view))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{self.path}: damaged gzip data: {error}") from None
+        except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+            raise InputError(f"{self.path}: damaged {self.packing} data: {error}") from None
         self.count += len(data)
         if self.count > max(FREE_BYTES, MAX_RATIO * self.packed.tell()):
             raise InputError(
