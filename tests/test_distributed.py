@@ -86,6 +86,7 @@ def in_each_way(ranks: Ranks) -> list[dict[str, Any]]:
     ways: list[dict[str, Any]] = [
         {"model": {"tie_word_embeddings": True}, "activation_checkpointing": "blocks"},
         {"model": LATENT},
+        {"model": {"model_type": "qwen3", "qk_norm": True}},
         {"precision": "bf16", "dynamic_padding": False},
     ]
     return [trained(ranks, **way) for way in ways]
@@ -113,10 +114,11 @@ def test_the_number_of_ranks_changes_nothing(of: int, sharded: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_ranks_go_with_all_else(sharded: bool) -> None:
-    """Tied embeddings, recomputed blocks, latent attention; bfloat16 within its own precision."""
+    """Tied embeddings, recomputed blocks, latent attention, normed queries and keys; bfloat16
+    within its own precision."""
     expected = in_each_way(ALONE)
     for rank in together(2, in_each_way, sharded=sharded):
-        for mine, theirs, most in zip(rank, expected, (1e-5, 1e-5, 2e-2), strict=True):
+        for mine, theirs, most in zip(rank, expected, (1e-5, 1e-5, 1e-5, 2e-2), strict=True):
             assert mine["losses"] == pytest.approx(theirs["losses"], abs=most)
 
 
