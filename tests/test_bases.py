@@ -181,6 +181,7 @@ def test_loss_and_gradients_are_those_of_transformers(name: str, tmp_path: Path)
     assert len(ours) == len(gradients)
     for parameter, gradient in gradients.items():
         mine = ours[parameter.removeprefix("model.")].grad
+        assert mine is not None and gradient is not None, parameter
         assert (mine - gradient).abs().max() < 1e-4, parameter
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def of_transformers(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy replies with the folder's own generation config, without what ended them."""
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    library: Any = transformers
+    model = library.AutoModelForCausalLM.from_pretrained(folder).eval()
     ends = model.generation_config.eos_token_id
     replies = []
     for prompt in prompts:

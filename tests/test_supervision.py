@@ -119,6 +119,9 @@ def test_what_cannot_be_followed_is_named(flags: dict[str, Any], said: str) -> N
         {**chat({}), "weight": 0},
         {"instruction": "q", "output": "a", "sample_weight": 0.0},
         {"User": ["q"], "Assistant": ["a"], "loss_weight": 0},
+        {"instruction": "q", "output": "a", "mask": True},
+        {"instruction": "q", "output": "a", "learn": False, "weight": ""},
+        {"instruction": "q", "output": "a", "weight": " 0"},
         {"prompt": "q", "completion": "a", "train": False},
         chat({"train": False}),
         chat({"weight": 0}, {"masked": True}),
@@ -138,8 +141,10 @@ def test_a_rows_fractional_weight_is_named_and_its_loss_is_a_score() -> None:
 def test_unwanted_answers_are_rejected_and_pairs_read_where_asked_for() -> None:
     liked = {"prompt": "q", "completion": "a", "label": True}
     assert converted(liked)
-    with pytest.raises(RowError, match="'label' is false"):
-        converted({**liked, "label": False})
+    for label in (False, "False"):
+        for value in (liked, {"instruction": "q", "output": "a"}, chat({})):
+            with pytest.raises(RowError, match="'label' is false"):
+                converted({**value, "label": label})
     texts = [["q", "a"]] * 3
     pairs = [
         {"prompt": "q", "chosen": "a", "rejected": "b"},

@@ -121,12 +121,28 @@ pq.write_table(pa.Table.from_pylist(ROWS[:50]), PARQUET)
 WHOLE = bytes(PARQUET.getvalue())
 
 
+def wild_offsets() -> bytes:
+    """An Arrow stream whose texts lie far outside of it."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"instruction": ["q" * 64, "r"], "output": ["a", "b"]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    offsets = b"".join(place.to_bytes(4, "little") for place in (0, 64, 65))
+    data = bytes(sink.getvalue())
+    assert data.count(offsets) == 1
+    return data.replace(offsets, b"".join(n.to_bytes(4, "little") for n in (0, 2**30, 2**30 + 1)))
+
+
+WILD = wild_offsets()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.parquet", WHOLE[:-20], "damaged Parquet or Arrow data"),
         ("a.parquet", WHOLE[:4] + b"\xff" * 200 + WHOLE[204:], "damaged Parquet or Arrow data"),
         ("a.arrow", b"ARROW1\0\0garbage", "damaged Parquet or Arrow data"),
+        ("a.arrow", WILD, "damaged Parquet or Arrow data"),
         ("a.arrow", b"\xff\xff\xff\xff\xff\xff\xff\x7f", "damaged Parquet or Arrow data"),
         ("a.csv", b"a,a\n1,2\n", "names no columns, or one of them twice"),
         ("a.csv", b'a,b\n"1,2\n', "not CSV"),

@@ -71,10 +71,11 @@ def theirs(folder: Path) -> tuple[Tensor, dict[str, Any]] | None:
     """Logits for IDS, and what was missing or left over; None where it cannot be loaded."""
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    library: Any = transformers
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
     try:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        model, found = library.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
     except Exception:  # of many kinds

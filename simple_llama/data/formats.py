@@ -93,8 +93,6 @@ class ConversationReader:
         if not self._to_train:
             return form.convert(value)
         check_row(value)
-        if value.get("label") is False and name in ("messages", "prompt_completion"):
-            raise RowError("not wanted", "'label' is false: an example of what not to say")
         conversation = form.convert(value)
         if all(turn.get("weight") == 0 for turn in conversation.turns[1::2]):
             raise LeftOut

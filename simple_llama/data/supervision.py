@@ -13,8 +13,10 @@ TRAINED = ("train", "training", "trainable", "learn")
 MASKED = ("masked", "mask")
 WEIGHTS = ("weight", "loss_weight", "loss", "loss_mask")
 MESSAGE_FLAGS = (*TRAINED, *MASKED, *WEIGHTS)
-ROW_FLAGS = ("weight", "loss_weight", "sample_weight", "train", "training", "trainable", "masked")
-"""Fewer than of a message: a row's `loss` is a score."""
+ROW_FLAGS = ("weight", "loss_weight", "sample_weight", "loss_mask", *TRAINED, *MASKED)
+"""Without `loss`, which is a score of a row."""
+AS_TEXT = {"0": 0, "1": 1, "false": 0, "true": 1, "": None}
+"""What a table without types, such as CSV, has in the place of a flag."""
 BY_CHARACTER = "train_detail"
 
 
@@ -37,7 +39,10 @@ def message_weight(message: dict[str, Any], where: str) -> int | None:
 
 
 def check_row(row: dict[str, Any]) -> None:
-    """Raises LeftOut where a row's flags say so, RowError where they can't be followed."""
+    """Raises LeftOut where a row's flags say so, RowError where they can't be followed or its label
+    says that it is an answer nobody wants (https://huggingface.co/docs/trl/dataset_formats)."""
+    if str(row.get("label")).lower() == "false":
+        raise RowError("not wanted", "'label' is false: an example of what not to say")
     if _weight(row, ROW_FLAGS, "the row") == 0:
         raise LeftOut
 
@@ -46,6 +51,8 @@ def _weight(value: dict[str, Any], flags: tuple[str, ...], where: str) -> int | 
     found: dict[str, int] = {}
     for key in flags:
         given = value.get(key)
+        if isinstance(given, str):
+            given = AS_TEXT.get(given.strip().lower(), given)
         if given is None:
             continue
         if not isinstance(given, int | float) or given not in (0, 1):
