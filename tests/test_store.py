@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,6 +19,7 @@ from simple_llama.params import TrackingParams
 from simple_llama.tracking import location
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.relocate import COLUMNS, relocate
+from simple_llama.tracking.reproduce import commands
 from simple_llama.tracking.store import check_store, import_mlflow
 
 SETTINGS = TrackingParams(mlflow_experiment="sft", log_checkpoint=True)
@@ -337,3 +339,40 @@ def test_relocate_compares_whole_names(checkout: Path) -> None:
     before = paths(checkout / location.DATABASE)
     assert relocate() == {}
     assert paths(checkout / location.DATABASE) == before >= set(valid)
+
+
+def test_the_commands_of_a_project_within_a_repository_lead_to_its_folder(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monorepo, with a changed text, a changed binary file and a user who likes colours."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    (tmp_path / "gitconfig").write_text(
+        "[user]\nname = a\nemail = a@b.c\n[color]\nui = always\n[diff]\nnoprefix = true\n"
+    )
+    for name, content in (("code.py", b"old\r\n"), ("data.bin", b"\0\1")):
+        (checkout / name).write_bytes(content)
+    (tmp_path / ".gitignore").write_text(
+        "*.db\nmlruns/\n.locks/\ngitconfig\n/elsewhere/\nmigrated*/\n"
+    )
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    (checkout / "code.py").write_bytes(b"new\r\n")
+    (checkout / "data.bin").write_bytes(b"\0\2\3")
+    run = train()
+
+    *lines, last = commands(run.id)
+    assert last == "dvc repro"
+    (tmp_path / "elsewhere").mkdir()
+    script = "\n".join([*lines, "pwd"])
+    done = subprocess.run(
+        ["sh", "-ec", script],
+        cwd=tmp_path / "elsewhere",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.name == "checkout" and folder != checkout
+    assert (folder / "code.py").read_bytes() == b"new\r\n"
+    assert (folder / "data.bin").read_bytes() == b"\0\2\3"
