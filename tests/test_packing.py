@@ -24,10 +24,11 @@ from simple_llama.model.packing import Packed
 from simple_llama.training import gradients
 from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.loss import summed_loss
+from simple_llama.training.observer import Progress
 from tests.ranks import together
 from tests.test_distributed import LATENT, distance, trained
 from tests.test_model import random_model, tiny_config
-from tests.test_training import PAD, examples, params, run, short_of_memory
+from tests.test_training import PAD, Listener, data, examples, params, run, short_of_memory
 
 EXAMPLES = np.arange(7)
 WHOLE = 10_000
@@ -161,6 +162,34 @@ def test_packing_and_padding_to_the_full_length_contradict_each_other() -> None:
         InputError, match="packing: got true, wanted auto or false with dynamic_padding"
     ):
         params(packing=True, dynamic_padding=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "capability", "packs"),
+    [
+        ("cpu", "fp32", 0, True),
+        ("cuda", "bf16", 9, True),
+        ("cuda", "bf16", 7, False),  # no kernel
+        ("cuda", "fp32", 9, False),
+        ("mps", "bf16", 0, False),
+    ],
+)
+def test_auto_packs_where_attention_skips_what_is_hidden(
+    device: str, precision: str, capability: int, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(major=capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+
+    def chosen(**changes: Any) -> bool:
+        settings = params(precision=precision, **changes)
+        progress = Progress(micro_batch_tokens=64, next_sample=1, sample_distance=1)
+        one = gradients.Gradients(random_model(), data(), settings, progress, Listener(), ALONE)
+        one.device = torch.device(device)
+        return one._packing
+
+    assert chosen() is packs
+    assert not chosen(dynamic_padding=False) and not chosen(use_flash_attention=False)
+    assert chosen(packing=True) and not chosen(packing=False)
 
 
 def packed_ways(ranks: Ranks) -> list[dict[str, Any]]:

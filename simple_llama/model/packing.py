@@ -46,14 +46,19 @@ class Packed:
         return places, torch.bucketize(places, self.offsets[1:], right=True)
 
 
+def has_kernel(device: torch.device, width: int) -> bool:
+    """Whether `packed_attention` computes heads of this width in bfloat16 there."""
+    return (
+        device.type == "cuda"
+        and width <= WIDEST
+        and torch.cuda.get_device_properties(device).major >= 8  # unlike others, compiles
+    )
+
+
 def runs_here(q: Tensor, v: Tensor) -> bool:
     """Whether `packed_attention` computes queries and values of this type, width and device."""
-    return (
-        q.device.type == "cuda"
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and max(q.shape[-1], v.shape[-1]) <= WIDEST
-        and torch.cuda.get_device_properties(q.device).major >= 8  # unlike others, compiles
-    )
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return half and has_kernel(q.device, max(q.shape[-1], v.shape[-1]))
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:

@@ -17,8 +17,9 @@ from simple_llama.data.batches import (
     supervised_tokens,
 )
 from simple_llama.errors import InputError
+from simple_llama.model import packing
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast, is_out_of_memory, release_memory
+from simple_llama.model.device import autocast, is_out_of_memory, release_memory, uses_bf16
 from simple_llama.params import TrainParams
 from simple_llama.training.distributed import Averager, Ranks
 from simple_llama.training.loss import summed_loss
@@ -95,11 +96,22 @@ class Gradients:
         if self.params.packing != "auto":
             return self.params.packing
         return (
-            self.device.type == "cpu"
+            self._has_packed_kernel
             and self.params.use_flash_attention
             and self.params.dynamic_padding
             and self.forward is self.model  # not compiled
         )
+
+    @property
+    def _has_packed_kernel(self) -> bool:
+        if self.device.type == "cpu":
+            return True
+        config = self.model.config
+        width = config.head_dim
+        if config.mla is not None:
+            width = config.mla.qk_nope_head_dim + config.mla.qk_rope_head_dim
+        in_bf16 = uses_bf16(self.device, self.params.precision)
+        return in_bf16 and packing.has_kernel(self.device, width)
 
     @property
     def _pad_to(self) -> int | None:
