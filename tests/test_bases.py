@@ -297,7 +297,9 @@ def test_a_config_is_what_is_read_of_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(not PEAK.exists(), reason="this system does not tell a process's peak memory")
 def test_loading_takes_the_memory_of_one_copy(tmp_path: Path) -> None:
     wide = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1408}
-    save_model(Decoder(tiny_config(num_hidden_layers=8, head_dim=128, **wide)), tmp_path / "model")
+    model = Decoder(tiny_config(num_hidden_layers=8, head_dim=128, **wide))
+    model.initialise(0)
+    save_model(model, tmp_path / "model")
     code = (
         "import re, sys; from simple_llama.model.folder import load_model; "
         f"peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open({str(PEAK)!r}).read())[1]); "
