@@ -252,7 +252,7 @@ def test_make_gc_removes_the_files_of_runs_that_were_deleted(project: Project) -
     old = project.root / ".resume" / "old"
     old.mkdir(parents=True)
     os.utime(old, (0, 0))
-    for line in recipe[1].replace("$(RUN)", "").splitlines():
+    for line in recipe[1].replace("\\\n", "").replace("$(RUN)", "").splitlines():
         project.run("bash", "-c", line.strip("\t@ ").replace("$$", "$"))
     place = project.root / "mlruns/simple_llama"
     assert not [path for path in (place / deleted).rglob("*") if path.is_file()]
