@@ -8,7 +8,7 @@ from tqdm import tqdm
 from simple_llama.data.mixture import NAME as MIXTURE
 from simple_llama.data.preparation import prepare
 from simple_llama.data.sources import others
-from simple_llama.errors import one_line_errors
+from simple_llama.errors import one_line_errors, printable
 from simple_llama.files import write_json
 from simple_llama.params import Params, PrepareParams
 
@@ -40,10 +40,11 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
         lines.append("  of each preference pair the chosen side is trained")
     if unread := [name for name in others(params.ft_json_path) if name != MIXTURE]:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
-        lines.append(f"  files that are not read: {', '.join(unread[:5])}{more}")
+        lines.append(f"  files that are not read: {printable(', '.join(unread[:5]))}{more}")
     if dropped := report["dropped_keys"]:
-        named = ", ".join(f"{key} ({times:,} rows)" for key, times in dropped.items())
-        lines.append(f"  dropped keys, which no format reads: {named}")
+        named = ", ".join(f"{key} ({times:,} rows)" for key, times in list(dropped.items())[:10])
+        more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
+        lines.append(f"  dropped keys, which no format reads: {named}{more}")
     lines += [f"  {name:<26}{number:>12,}" for name, number in rows.items()]
     like = report["val_prompts_like_train"]
     lines.append(

@@ -114,6 +114,7 @@ THOUGHT = {"role": "assistant", "content": "a", "reasoning_content": "hm", "thin
         ({"messages": [CHAT[0], THOUGHT], "tools": "[]"}, ["messages.reasoning_content"]),
         ({"conversations": CHAT, "thoughts": ["t"], "score": 1}, ["thoughts"]),
         ({"prompt": CHAT[:1], "completion": [THOUGHT]}, ["messages.reasoning_content"]),
+        ({"messages": [{**CHAT[0], "value": "other"}, CHAT[1]]}, ["messages.value"]),
     ],
 )
 def test_a_key_that_nobody_reads_is_counted(row: dict[str, Any], dropped: list[str]) -> None:
@@ -121,6 +122,16 @@ def test_a_key_that_nobody_reads_is_counted(row: dict[str, Any], dropped: list[s
     for _ in range(2):
         read(Row("a[0]", "a", row, json.dumps(row)))
     assert read.dropped_keys == dict.fromkeys(dropped, 2)
+
+
+def test_hostile_keys_are_bounded_and_can_be_written() -> None:
+    read = ConversationReader()
+    for key in ("\ud800", "\x1b[31mred", "k" * 1000, *map(str, range(5000))):
+        row = {"instruction": "q", "output": "a", key: 1}
+        read(Row("a[0]", "a", row, json.dumps(row)))
+    assert len(read.dropped_keys) == 101 and read.dropped_keys["(further keys)"] == 4903
+    assert all(key.isprintable() and len(key) <= 60 for key in read.dropped_keys)
+    assert read.dropped_keys["\\ud800"] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 from simple_llama.data.messages import (
     MESSAGE_KEYS,
+    TEXT_KEYS,
     UNTRAINABLE,
     Message,
     read_message,
@@ -29,6 +30,7 @@ from simple_llama.data.values import (
     texts_of,
     type_of,
 )
+from simple_llama.errors import printable
 
 ABOUT_THE_ROW = frozenset(
     (
@@ -42,6 +44,9 @@ ABOUT_THE_ROW = frozenset(
     )
 )
 """Keys of rows and messages that are no part of what is said in them."""
+MAX_KEYS, MAX_KEY, FURTHER = 100, 60, "(further keys)"
+"""How many keys that nobody reads are told apart, and by how many characters: a file may have a new
+one in each row."""
 NO_INPUT = "<noinput>"
 """How Self-Instruct's descendants write that there is no input."""
 
@@ -71,7 +76,7 @@ class ConversationReader:
         self._to_train = to_train
         self.dropped_keys: Counter[str] = Counter()
         """Key that is neither used nor known to be about the row alone → rows in which it says
-        something; those of messages begin with `messages.`."""
+        something; those of messages begin with `messages.`. Beyond MAX_KEYS they are one."""
 
     def __call__(self, row: Row) -> Conversation:
         """Raises RowError, and LeftOut where the row says that it is not to be trained."""
@@ -96,7 +101,10 @@ class ConversationReader:
         conversation = form.convert(value)
         if all(turn.get("weight") == 0 for turn in conversation.turns[1::2]):
             raise LeftOut
-        self.dropped_keys.update(_dropped_keys(value, form))
+        for key in _dropped_keys(value, form):
+            name = printable(key[:MAX_KEY])
+            known = name in self.dropped_keys or len(self.dropped_keys) < MAX_KEYS
+            self.dropped_keys[name if known else FURTHER] += 1
         return conversation
 
 
@@ -106,6 +114,10 @@ def _dropped_keys(row: dict[str, Any], form: "Format") -> set[str]:
     for key in form.message_lists:
         messages = row.get(key)
         for message in messages if isinstance(messages, list) else ():
+            if len(message.keys() & TEXT_KEYS) > 1:  # the first that is not null is read
+                given = [name for name in TEXT_KEYS if message.get(name) is not None]
+                others = (name for name in given[1:] if message[name] != message[given[0]])
+                dropped |= {f"messages.{name}" for name in others if _says(message[name])}
             if not message.keys() <= MESSAGE_KEYS:
                 dropped |= {
                     f"messages.{name}"
