@@ -116,7 +116,9 @@ def test_make_takes_the_first_python_that_runs(found: str | None, tmp_path: Path
         program.write_text(f"#!/bin/sh\nexit {0 if name == found else 127}\n")
         program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    environment.pop("PYTHON", None)
+    # what `make test` hands on to a make below it, which would name the folders it enters
+    for name in ("PYTHON", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        environment.pop(name, None)
     run = subprocess.run(
         ["make", ".venv/bin/python"],
         check=False,
