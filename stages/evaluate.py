@@ -127,8 +127,9 @@ def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list
     held_out = HeldOut.read(path, tokenizer, params)
     sentence = (
         f"Held out: {path}, {len(held_out.tokens):,} examples; "
-        f"{held_out.left_out:,} longer than max_seq_len are left out. "
-        "It chose no checkpoint; that it shares no example with the training data is not checked."
+        f"{held_out.left_out:,} longer than max_seq_len, or excluded by their own flags, are "
+        "left out. It chose no checkpoint; that it shares no example with the training data is "
+        "not checked."
     )
     return held_out.tokens, list(held_out.categories), sentence
 

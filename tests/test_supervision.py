@@ -14,7 +14,10 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.rows import Row, RowError
 from simple_llama.data.supervision import LeftOut
 from simple_llama.errors import InputError
+from simple_llama.evaluation.held_out import HeldOut
+from simple_llama.params import EvaluateParams, Params
 from tests.test_examples import params, read, row, rows, write
+from tests.test_params import COMMITTED
 from tests.test_tokens import params as token_params
 from tests.test_tokens import tokenize
 
@@ -184,3 +187,22 @@ def test_a_split_of_which_nothing_is_trained_is_named(tmp_path: Path, tiny_token
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(InputError, match="none of its 1 examples trains a reply"):
         tokenize(token_params(tiny_tokenizer), tmp_path, tmp_path / "tokens")
+
+
+def test_a_held_out_file_counts_what_is_not_scored(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    path = tmp_path / "held.jsonl"
+    long = {"instruction": "q " * 500, "output": "a"}
+    scored = {"instruction": "q", "output": "a"}
+    none = {"messages": chat({"weight": 0})["messages"]}
+    path.write_text(
+        "".join(f"{json.dumps(one)}\n" for one in (long, scored, scored | {"weight": 0}))
+    )
+    tokenizer = ChatTokenizer.from_path(
+        tiny_tokenizer, prompt_format="simple_llama", system_prompt="s"
+    )
+    settings = Params(COMMITTED).section(EvaluateParams)
+    held_out = HeldOut.read(str(path), tokenizer, settings)
+    assert (len(held_out.tokens), held_out.left_out) == (1, 2)
+    path.write_text(json.dumps(none) + "\n")
+    with pytest.raises(InputError, match=r"none of its 1 examples \(1 exclude themselves\) has"):
+        HeldOut.read(str(path), tokenizer, settings)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import lzma
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def wild_offsets() -> bytes:
 WILD = wild_offsets()
 
 
+def bomb(value: str, rows: int, compression: str) -> bytes:
+    """A Parquet file that holds one text once, for all its rows."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"instruction": [value] * rows}), sink, compression=compression)
+    return bytes(sink.getvalue())
+
+
+REPEATED = bomb(random.Random(0).randbytes(10**5).hex(), 1000, "none")
+EMPTY = bomb(" " * 10**7, 1, "zstd")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -153,6 +165,8 @@ WILD = wild_offsets()
         ("a.jsonl.xz", lzma.compress(LINES)[:-40], "damaged xz data"),
         ("a.jsonl.xz", lzma.compress(b" " * 10**7), "unpacks to over 200 times its size"),
         ("a.jsonl.zst", zstd(b" " * 10**7), "unpacks to over 200 times its size"),
+        ("a.parquet", EMPTY, "unpacks to over 200 times its size"),
+        ("a.parquet", REPEATED, "unpacks to over 200 times its size"),
     ],
 )
 def test_damaged_and_foreign_files_are_named(

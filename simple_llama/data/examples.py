@@ -52,12 +52,15 @@ def to_example(row: Row, read: ConversationReader, system_prompt: str) -> Exampl
     return Example(row.id, messages, category or None)
 
 
-def read_examples(path: str | Path, system_prompt: str = "") -> Iterator[Example]:
+def read_examples(
+    path: str | Path, system_prompt: str = "", left_out: list[str] | None = None
+) -> Iterator[Example]:
     """Examples of train.jsonl, val.jsonl or any file without faults, with their own id if given.
 
+    left_out: takes the ids of rows that say of themselves that they are not to be trained.
     Raises InputError at the first faulty row.
     """
-    return _sound(path, read_rows(path), ConversationReader(), system_prompt)
+    return _sound(path, read_rows(path), ConversationReader(), system_prompt, left_out)
 
 
 def block_examples(block: Block) -> Iterator[Example]:
@@ -68,12 +71,18 @@ def block_examples(block: Block) -> Iterator[Example]:
 
 
 def _sound(
-    path: str | Path, rows: Iterator[Row], read: ConversationReader, system_prompt: str
+    path: str | Path,
+    rows: Iterator[Row],
+    read: ConversationReader,
+    system_prompt: str,
+    left_out: list[str] | None = None,
 ) -> Iterator[Example]:
     for row in rows:
         try:
             example = to_example(row, read, system_prompt)
         except LeftOut:
+            if left_out is not None:
+                left_out.append(row.id)
             continue
         except RowError as error:
             raise InputError(f"{path}: {row.id}: {error}") from None

@@ -123,6 +123,14 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             yield unpacked
 
 
+def check_ratio(path: Path, unpacked: int, packed: int) -> None:
+    """Raises InputError where so many bytes come out of so few."""
+    if unpacked > max(FREE_BYTES, MAX_RATIO * packed):
+        raise InputError(
+            f"{path}: unpacks to over {MAX_RATIO} times its size, as no conversations do"
+        )
+
+
 def _unpacking(packed: BinaryIO, packing: str) -> Any:
     """A file whose `read` gives what was packed."""
     if packing == "gzip":
@@ -152,9 +160,6 @@ class _Unpacked(io.RawIOBase):
         except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             raise InputError(f"{self.path}: damaged {self.packing} data: {error}") from None
         self.count += len(data)
-        if self.count > max(FREE_BYTES, MAX_RATIO * self.packed.tell()):
-            raise InputError(
-                f"{self.path}: unpacks to over {MAX_RATIO} times its size, as no conversations do"
-            )
+        check_ratio(self.path, self.count, self.packed.tell())
         view[: len(data)] = data
         return len(data)

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from simple_llama.data.sources import check_ratio
 from simple_llama.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET, ARROW, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 """First bytes: https://parquet.apache.org/docs/file-format and
 https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format"""
-BATCH = 1000
-"""Rows of a Parquet file that are in memory at once."""
+BATCH = 64
+"""Rows that are in memory at once: a dictionary lets a small file repeat a large value in each."""
 MAX_FIELD = 25 * 2**20
 """Characters of a CSV field."""
 
@@ -37,27 +38,39 @@ def delimiter(path: Path) -> str | None:
 def columnar_rows(path: Path, head: bytes) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet or Arrow file. Raises InputError where it is damaged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    size, count = path.stat().st_size, 0
     try:
-        if head.startswith(PARQUET):
-            with pq.ParquetFile(path) as table:
-                for batch in table.iter_batches(batch_size=BATCH):
-                    yield from batch.to_pylist()
-            return
-        with pa.memory_map(str(path)) as source:
-            if head.startswith(ARROW):
-                file = pa.ipc.open_file(source)
-                batches = (file.get_batch(index) for index in range(file.num_record_batches))
-            else:
-                batches = iter(pa.ipc.open_stream(source))
-            for batch in batches:
-                batch.validate(full=True)  # pyarrow trusts offsets, and reads wherever they lead
-                for start in range(0, batch.num_rows, BATCH):
-                    yield from batch.slice(start, BATCH).to_pylist()
+        for batch in _batches(path, head):
+            count += batch.nbytes
+            check_ratio(path, count, size)
+            for start in range(0, batch.num_rows, BATCH):
+                yield from batch.slice(start, BATCH).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{path}: damaged Parquet or Arrow data: {said}") from None
+
+
+def _batches(path: Path, head: bytes) -> Iterator[Any]:
+    """The record batches of a Parquet or Arrow file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if head.startswith(PARQUET):
+        with pq.ParquetFile(path) as table:
+            groups = [table.metadata.row_group(at) for at in range(table.num_row_groups)]
+            check_ratio(path, sum(one.total_byte_size for one in groups), path.stat().st_size)
+            yield from table.iter_batches(batch_size=BATCH)
+        return
+    with pa.memory_map(str(path)) as source:
+        if head.startswith(ARROW):
+            file = pa.ipc.open_file(source)
+            batches = (file.get_batch(index) for index in range(file.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            batch.validate(full=True)  # pyarrow trusts offsets, and reads wherever they lead
+            yield batch
 
 
 def csv_rows(path: Path, data: BinaryIO, between: str) -> Iterator[dict[str, Any] | str]:

@@ -17,12 +17,13 @@ class HeldOut:
     tokens: Tokens
     categories: Sequence[str | None]
     left_out: int
-    """Examples that are longer, or have no reply to score."""
+    """Rows that are longer, or have no reply to score, be it that they exclude it themselves."""
 
     @classmethod
     def read(cls, path: str, tokenizer: ChatTokenizer, params: EvaluateParams) -> "HeldOut":
-        """Raises InputError where a row is no conversation or every one is too long."""
-        examples = list(read_examples(path, params.system_prompt))
+        """Raises InputError where a row is no conversation or none is left."""
+        excluded: list[str] = []
+        examples = list(read_examples(path, params.system_prompt, excluded))
         encoded = tokenizer.encode([example.messages for example in examples], params.supervise)
         pairs = [
             (pair, example)
@@ -30,12 +31,13 @@ class HeldOut:
             if 0 < len(pair[0]) <= params.max_seq_len
         ]
         if not pairs:
+            flagged = f" ({len(excluded)} exclude themselves)" if excluded else ""
             raise InputError(
-                f"{path}: none of its {len(examples)} examples has at most max_seq_len "
-                f"({params.max_seq_len}) tokens"
+                f"{path}: none of its {len(examples) + len(excluded)} examples{flagged} has a "
+                f"reply to score and at most max_seq_len ({params.max_seq_len}) tokens"
             )
         return cls(
             tokens=Tokens.from_examples([pair for pair, _ in pairs]),
             categories=[example.category for _, example in pairs],
-            left_out=len(examples) - len(pairs),
+            left_out=len(examples) + len(excluded) - len(pairs),
         )

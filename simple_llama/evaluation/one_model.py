@@ -47,7 +47,7 @@ def evaluate_file(
     report = {
         "model": model,
         **summarise(evaluation, None, held_out.categories, data),
-        "left_out_too_long": held_out.left_out,
+        "left_out": held_out.left_out,
     }
     if out is not None:
         write_json(out, report)
