@@ -1,12 +1,15 @@
 """Embeddings of control tokens that a base was never trained with."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from simple_llama.errors import InputError
 from simple_llama.model.folder import check_token_rows, load_model, save_model
+from tests.project import Project
 from tests.test_model import random_model
 
 
@@ -58,3 +61,28 @@ def test_adapters_on_tokens_never_trained_are_refused_by_name(tmp_path: Path) ->
         known = 92 if "<padding>" in control else 97
         with pytest.raises(InputError, match=f"no trained embedding of {names}, and adapters"):
             check_token_rows(tmp_path, known, control)
+
+
+@pytest.mark.slow
+def test_a_padded_base_trains_as_one_whose_rows_are_added(tmp_path: Path) -> None:
+    """Both lack the two tokens of the format; the one has rows of zeros in their place."""
+    project = Project.make(tmp_path)
+    project.set(prompt_format="chatml", max_steps=3, precision="fp32")
+    curves = []
+    for rows in (0, 2):
+        weights, config = tmp_path / "base/model.safetensors", tmp_path / "base/config.json"
+        tensors, shape = load_file(weights), json.loads(config.read_text())
+        embedding = tensors["model.embed_tokens.weight"]
+        padding = embedding.new_zeros(rows, embedding.shape[1])
+        tensors["model.embed_tokens.weight"] = torch.cat([embedding, padding])
+        save_file(tensors, weights, {"format": "pt"})
+        config.write_text(json.dumps(shape | {"vocab_size": len(embedding) + rows}))
+        assert "added" in project.run("simple-llama", "check")
+        for stage in ("prepare", "tokenize", "train"):
+            project.run("python", "-m", f"stages.{stage}")
+        curves.append((tmp_path / "reports/curves/train.csv").read_text().splitlines())
+    names = curves[0][0].split(",")
+    for column in ("loss", "grad_norm"):
+        at = names.index(column)
+        plain, padded = ([float(line.split(",")[at]) for line in curve[1:]] for curve in curves)
+        assert len(plain) == 3 and padded == pytest.approx(plain, rel=1e-4)
