@@ -41,6 +41,9 @@ def kill(victim: str) -> None:
         dvc = dvc_ancestor()
         assert dvc is not None
         os.kill(dvc, signal.SIGKILL)
+    elif victim == "job":  # what a cluster does: it tells the job's script, and waits
+        os.kill(int(Path(_wanted["pid"]).read_text()), signal.SIGTERM)
+        signal.pause()
     elif victim == "state":
         shutil.rmtree(main_root() / ".resume")
     else:
