@@ -86,7 +86,7 @@ def in_each_way(ranks: Ranks) -> list[dict[str, Any]]:
     ways: list[dict[str, Any]] = [
         {"model": {"tie_word_embeddings": True}, "activation_checkpointing": "blocks"},
         {"model": LATENT},
-        {"model": {"model_type": "qwen3", "qk_norm": True}},
+        {"model": {"model_type": "qwen3"}},
         {"precision": "bf16", "dynamic_padding": False},
     ]
     return [trained(ranks, **way) for way in ways]

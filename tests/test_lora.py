@@ -137,7 +137,7 @@ def test_dropout_is_of_training_only() -> None:
         (PROJECTIONS, {}),
         (("q_proj", "v_proj"), {"tie_word_embeddings": True}),
         (("down_proj", "o_proj"), {"attention_bias": True, "mlp_bias": True}),
-        (("q_proj", "k_proj"), {"model_type": "qwen3", "qk_norm": True}),
+        (("q_proj", "k_proj"), {"model_type": "qwen3"}),
     ],
 )
 def test_merged_equals_unmerged(targets: tuple[str, ...], changes: dict[str, Any]) -> None:

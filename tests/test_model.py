@@ -11,6 +11,7 @@ from torch import Tensor
 from simple_llama.errors import InputError
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.families import FAMILIES
 from simple_llama.model.folder import check_fits, load_config, load_model, save_model
 from simple_llama.model.generation import generate
 
@@ -33,7 +34,8 @@ def tiny_config(**changes: object) -> ModelConfig:
         "attention_bias": False,
         "mlp_bias": False,
     }
-    return ModelConfig(**{**values, **changes})  # type: ignore[arg-type]
+    fixed = FAMILIES[str(changes.get("model_type", "llama"))].fixed
+    return ModelConfig(**{**values, **fixed, **changes})
 
 
 def random_model(**changes: object) -> Decoder:

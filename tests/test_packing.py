@@ -77,7 +77,7 @@ def test_a_batch_is_its_examples_end_to_end(budget: int) -> None:
     assert sorted(seen) == EXAMPLES.tolist()
 
 
-NORMED = {"model_type": "qwen3", "qk_norm": True}
+NORMED = {"model_type": "qwen3"}
 
 
 def loss_and_gradients(model: Decoder, *, packed: bool) -> list[Tensor]:

@@ -95,7 +95,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(
-            config.num_attention_heads * config.head_dim, width, bias=config.output_bias
+            config.num_attention_heads * config.head_dim,
+            width,
+            bias=bias if config.output_bias is None else config.output_bias,
         )
         self.qk_norm = config.qk_norm
         if config.qk_norm:

@@ -1,15 +1,14 @@
 """The shape of a model."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from simple_llama.errors import InputError
 
 MAX_ELEMENTS = 2**40
 """Of a matrix; a size in bytes that no 64 bits hold would be an error of PyTorch."""
 MLA = "simple_llama_mla"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", MLA)
-"""Hugging Face's names, and one of our own for what its Llama layout cannot hold."""
+"""The model_type of latent attention with a bias in each projection: no name of Hugging Face's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +87,17 @@ class ModelConfig:
     rope_theta: float
     """Base of the rotary frequencies."""
     tie_word_embeddings: bool
-    attention_bias: bool
-    """On queries, keys and values; on the output too, but for qwen2."""
-    mlp_bias: bool
+    attention_bias: bool = False
+    """On queries, keys and values."""
+    output_bias: bool | None = None
+    """On attention's output; None: as attention_bias."""
+    mlp_bias: bool = False
     model_type: str = "llama"
-    """One of MODEL_TYPES: what the model is published as."""
+    """One of FAMILIES: what the model is published as. What is computed, the others say."""
     rope_scaling: LinearScaling | Llama3Scaling | None = None
     sliding_window: int | None = None
     """Positions a position sees in pretraining, itself included; None: all before it."""
-    qk_norm: bool = False
+    qk_norm: Literal["head"] | None = None
     """Queries and keys are normed, each head alone, before they are rotated."""
     mla: LatentShape | None = None
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
@@ -137,26 +138,9 @@ class ModelConfig:
                 f"hidden_size: got {self.hidden_size}, with a matrix of {longest} rows more than "
                 f"any memory holds"
             )
-        self._check_family()
-
-    def _check_family(self) -> None:
-        """What a model_type cannot express could not be published under it."""
-        biases = {"mistral": (False, False), "qwen2": (True, False), MLA: (True, False)}
-        found = (self.attention_bias, self.mlp_bias)
-        assert not (self.model_type == "qwen3" and self.mlp_bias)
-        assert self.qk_norm == (self.model_type == "qwen3")
-        assert self.model_type in MODEL_TYPES
-        assert found == biases.get(self.model_type, found), f"biases of {self.model_type}"
-        assert (self.model_type == MLA) == (self.mla is not None)
-        assert self.mla is None or self.num_key_value_heads == self.num_attention_heads
-        assert self.mla is None or self.head_dim == (
-            self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
-        )
-
-    @property
-    def output_bias(self) -> bool:
-        """Whether attention's output projection has a bias."""
-        return self.attention_bias and self.model_type != "qwen2"
+        if self.mla:
+            assert self.num_key_value_heads == self.num_attention_heads
+            assert self.head_dim == self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
 
     @property
     def rotary_dim(self) -> int:

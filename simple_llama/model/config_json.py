@@ -1,39 +1,16 @@
 """config.json of Hugging Face's layout: what this decoder computes is read, all else is refused by
 name; what is written is read by `transformers` as the model_type that was read."""
 
-from dataclasses import asdict, fields
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
-from simple_llama.model.config import (
-    MLA,
-    MODEL_TYPES,
-    LatentShape,
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-)
+from simple_llama.model.config import LinearScaling, Llama3Scaling, ModelConfig
+from simple_llama.model.families import FAMILIES, SHARED, wanted
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-ABSENT: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048},
-    "mistral": {
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-    MLA: {},
-}
-"""What transformers takes for a key that config.json leaves out."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -50,50 +27,37 @@ def read_config(path: Path) -> ModelConfig:
         raise InputError(f"{path}: got {type(found).__name__}, wanted an object")
     try:
         _refuse_unsupported(found)
-        return _model_config(ABSENT[found["model_type"]] | found)
+        return _model_config(found)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _model_config(found: dict[str, Any]) -> ModelConfig:
-    model_type = found["model_type"]
-    heads, width = _wanted(found, "num_attention_heads"), _wanted(found, "hidden_size")
+def _model_config(config: dict[str, Any]) -> ModelConfig:
+    family = FAMILIES[config["model_type"]]
+    found = {**family.absent, **config}
+    heads, width = wanted(found, "num_attention_heads"), wanted(found, "hidden_size")
     if type(heads) is not int or type(width) is not int or heads < 1:
         raise InputError("num_attention_heads and hidden_size must be positive integers")
     rope = _rope(found)
-    positions = _wanted(found, "max_position_embeddings")
+    positions = wanted(found, "max_position_embeddings")
+    shared = {
+        "vocab_size": wanted(found, "vocab_size"),
+        "hidden_size": width,
+        "intermediate_size": wanted(found, "intermediate_size"),
+        "num_hidden_layers": wanted(found, "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": found.get("num_key_value_heads") or heads,
+        "head_dim": found.get("head_dim") or width // heads,
+        "max_position_embeddings": positions,
+        "rms_norm_eps": found.get("rms_norm_eps", 1e-6),
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": _rope_scaling(rope, positions),
+        "tie_word_embeddings": found.get("tie_word_embeddings") or False,
+    }
+    own = {key: found[key] for key in family.keys if found.get(key) is not None}
     return ModelConfig(
-        model_type=model_type,
-        vocab_size=_wanted(found, "vocab_size"),
-        hidden_size=width,
-        intermediate_size=_wanted(found, "intermediate_size"),
-        num_hidden_layers=_wanted(found, "num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=found.get("num_key_value_heads") or heads,
-        head_dim=found.get("head_dim") or width // heads,
-        max_position_embeddings=positions,
-        rms_norm_eps=found.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta", 10000.0),
-        rope_scaling=_rope_scaling(rope, positions),
-        tie_word_embeddings=found.get("tie_word_embeddings") or False,
-        attention_bias={"mistral": False, "qwen2": True, MLA: True}.get(
-            model_type, found.get("attention_bias") or False
-        ),
-        mlp_bias=(found.get("mlp_bias") or False) if model_type == "llama" else False,
-        sliding_window=found.get("sliding_window") if model_type == "mistral" else None,
-        qk_norm=model_type == "qwen3",
-        mla=_latent_shape(found) if model_type == MLA else None,
+        model_type=config["model_type"], **shared, **family.fixed, **own, **family.read(found)
     )
-
-
-def _latent_shape(found: dict[str, Any]) -> LatentShape:
-    return LatentShape(**{field.name: _wanted(found, field.name) for field in fields(LatentShape)})
-
-
-def _wanted(found: dict[str, Any], key: str) -> Any:
-    if key not in found:
-        raise InputError(f"missing {key!r}")
-    return found[key]
 
 
 def _rope(found: dict[str, Any]) -> dict[str, Any]:
@@ -116,12 +80,12 @@ def _rope_type(rope: dict[str, Any]) -> Any:
 
 def _rope_scaling(rope: dict[str, Any], positions: Any) -> LinearScaling | Llama3Scaling | None:
     if _rope_type(rope) == "linear":
-        return LinearScaling(factor=_wanted(rope, "factor"))
+        return LinearScaling(factor=wanted(rope, "factor"))
     if _rope_type(rope) == "llama3":
         return Llama3Scaling(
-            factor=_wanted(rope, "factor"),
-            low_freq_factor=_wanted(rope, "low_freq_factor"),
-            high_freq_factor=_wanted(rope, "high_freq_factor"),
+            factor=wanted(rope, "factor"),
+            low_freq_factor=wanted(rope, "low_freq_factor"),
+            high_freq_factor=wanted(rope, "high_freq_factor"),
             original_max_position_embeddings=rope.get(
                 "original_max_position_embeddings", positions
             ),
@@ -137,7 +101,7 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
         raise InputError("quantised weights (quantization_config) are not supported")
     rope = _rope(found)
     for key, got, supported in (
-        ("model_type", found.get("model_type"), MODEL_TYPES),
+        ("model_type", found.get("model_type"), tuple(FAMILIES)),
         ("hidden_act", found.get("hidden_act", "silu"), ("silu",)),
         ("rope type", _rope_type(rope), ("default", "linear", "llama3")),
         ("partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1.0)),
@@ -146,38 +110,28 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
         if got not in supported:
             wanted = " or ".join(repr(value) for value in supported)
             raise InputError(f"{key} {got!r} is not supported, wanted {wanted}")
-    if found["model_type"] in ("qwen2", "qwen3") and found.get("use_sliding_window"):
-        raise InputError("use_sliding_window is not supported, wanted false")
+    for key, value in FAMILIES[found["model_type"]].only.items():
+        if (got := found.get(key)) is not None and got != value:
+            raise InputError(
+                f"{key} {json.dumps(got)} is not supported, wanted {json.dumps(value)}"
+            )
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
     """What read_config and `transformers` read as this config."""
-    shape = asdict(config)
-    model_type = shape.pop("model_type")
-    for name in ("rope_scaling", "sliding_window", "qk_norm", "mla"):
-        del shape[name]
-    if model_type not in ("llama", "qwen3"):  # there the model_type decides
-        del shape["attention_bias"]
-    if model_type != "llama":
-        del shape["mlp_bias"]
-    known = {"architectures": [ARCHITECTURES[model_type]]} if model_type in ARCHITECTURES else {}
-    return {
+    family = FAMILIES[config.model_type]
+    known = {"architectures": [family.architecture]} if family.architecture else {}
+    written = {
         **known,
-        "model_type": model_type,
+        "model_type": config.model_type,
         "hidden_act": "silu",
-        **shape,
-        **_family(config),
+        **{name: getattr(config, name) for name in (*SHARED, *family.keys)},
+        **family.only,
+        **family.write(config),
         **_rope_json(config),
     }
-
-
-def _family(config: ModelConfig) -> dict[str, Any]:
-    """Keys that only one model_type has."""
-    if config.mla:
-        return asdict(config.mla)
-    if config.model_type == "mistral":
-        return {"sliding_window": config.sliding_window}
-    return {"use_sliding_window": False} if config.model_type in ("qwen2", "qwen3") else {}
+    assert _model_config(written) == config, f"{config.model_type} has no keys for {config}"
+    return written
 
 
 def _rope_json(config: ModelConfig) -> dict[str, Any]:
