@@ -176,13 +176,13 @@ def compare(args: argparse.Namespace, dropout: float, trl: str | None, peak: flo
             speeds[name].append(speed(measured))
             losses[name] = [step.loss for step in measured]
     print(f"\ndropout {dropout}" + (f"; TRL ({trl}) without dropout" if trl and dropout else ""))
-    print(f"  {'':<16}{'tok/s':>7}{'ours / it':>11}{'(range)':>15}{'memory':>9}{'':>3}losses")
+    print(f"  {'':<16}{'tok/s':>7}{'ours / it':>11}{'(range)':>16}{'memory':>9}{'':>3}losses")
     for name, values in speeds.items():
         ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], values, strict=True)]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(
             f"  {name:<16}{statistics.median(values):>7,.0f}{statistics.median(ratios):>11.2f}"
-            f"{spread:>15}{memory(name, args, dropout, trl) / 1e9:>6.2f} GB   "
+            f" {spread:>15}{memory(name, args, dropout, trl) / 1e9:>6.2f} GB   "
             + " ".join(f"{loss:.3f}" for loss in losses[name]),
             flush=True,
         )

@@ -157,6 +157,14 @@ def report(names: list[str], out: str) -> None:
     print(compare(names, out))
 
 
+@command(option("file", metavar="FILE", help="ranges of params, and how many trials"))
+def sweep(file: str) -> None:
+    """Search params: an Optuna study whose trials are DVC experiments."""
+    from simple_llama.sweep.study import sweep
+
+    print(sweep(file))
+
+
 @command(option("run_id", metavar="RUN_ID", help="MLflow's id of the run"))
 def reproduce(run_id: str) -> None:
     """Print the git and dvc commands that make an MLflow run again, in a folder of its own."""

@@ -340,9 +340,10 @@ class Params:
     ) -> None:
         self.path = path
         self.values = read_mapping(path)
-        types: dict[str, Any] = {}
-        for owner in owners:
-            types.update({field.name: field.type for field in dataclasses.fields(owner)})
+        types = self.types = {
+            field.name: field.type for owner in owners for field in dataclasses.fields(owner)
+        }
+        """What each key's value must be."""
         for key in self.values:
             if key not in types:
                 raise InputError(f"{path}: unknown key {shown(key)}{did_you_mean(key, types)}")

@@ -1,5 +1,6 @@
 """What a person sees of a training: a progress bar on a terminal, plain lines elsewhere."""
 
+import re
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
@@ -13,6 +14,10 @@ from simple_llama.training.preflight import Preflight
 
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
+
+STARTED = re.compile(r"training: .* (?P<steps_an_epoch>[\d,]+) steps an epoch")
+VALIDATED = re.compile(r"step (?P<step>[\d,]+): validation loss (?P<loss>[\d.]+) over all ")
+"""How lines begin that say these, for whoever reads a training's output."""
 
 
 class Console:

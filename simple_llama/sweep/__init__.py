@@ -1,0 +1,1 @@
+"""Searching params: an Optuna study whose trials are DVC experiments."""

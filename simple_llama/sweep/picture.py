@@ -1,0 +1,40 @@
+"""Which param mattered: a picture of a study."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def draw(study: "optuna.Study", path: Path) -> list[str]:
+    """Write the share of each param in the variance of the loss, by fANOVA
+    (https://proceedings.mlr.press/v32/hutter14.html), and the losses over each, and say the shares.
+
+    Nothing is written where trials or params are too few to tell.
+    """
+    import optuna
+    from matplotlib.figure import Figure
+
+    states = (optuna.trial.TrialState.COMPLETE,)
+    trials = study.get_trials(deepcopy=False, states=states)
+    if len({trial.value for trial in trials}) < 2 or len(trials[0].params) < 2:
+        return []
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    figure = Figure(figsize=(3 * len(shares) + 4, 3.5), layout="constrained")
+    first, *others = figure.subplots(1, len(shares) + 1)
+    first.barh(list(shares)[::-1], list(shares.values())[::-1])
+    first.set(title="share of the variance", xlim=(0, 1))
+    for axes, name in zip(others, shares):
+        axes.scatter([_place(trial.params[name]) for trial in trials], [t.value for t in trials])
+        if getattr(trials[0].distributions[name], "log", False):
+            axes.set_xscale("log")
+        axes.set(title=name, ylabel="validation loss")
+    figure.savefig(path)
+    said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return [f"what mattered: {said} ({path})"]
+
+
+def _place(value: Any) -> float | str:
+    return value if isinstance(value, float | int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,83 @@
+"""One trial: a DVC experiment in a folder of its own, watched while it trains."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from simple_llama.errors import InputError
+from simple_llama.evaluation.comparison.runs import find_runs
+from simple_llama.sweep.ranges import Value
+from simple_llama.training.console import STARTED, VALIDATED
+
+LINES_OF_A_FAILURE = 3
+
+
+class Failed(Exception):
+    """The experiment ended with an error; its last words."""
+
+
+class Stopped(Exception):
+    """Whoever watched it had seen enough."""
+
+
+def run_trial(
+    name: str, values: Mapping[str, Value], promising: Callable[[int, float], bool]
+) -> float:
+    """Run an experiment and return its validation loss in nats per supervised token.
+
+    promising: is asked at the end of each epoch, with its number and validation loss, whether to go
+    on. Raises Stopped where it says no, Failed where the experiment fails.
+    """
+    settings = [part for key, value in values.items() for part in ("-S", f"{key}={_text(value)}")]
+    last: list[str] = []
+    steps_an_epoch = 1
+    with _running("dvc", "exp", "run", "--temp", "--force", "--name", name, *settings) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = [*last, line.strip()][-LINES_OF_A_FAILURE:]
+            if found := STARTED.match(line):
+                steps_an_epoch = _integer(found["steps_an_epoch"])
+            elif found := VALIDATED.match(line):
+                epoch = -(-_integer(found["step"]) // steps_an_epoch)
+                if not promising(epoch, float(found["loss"])):
+                    raise Stopped
+        code = process.wait()
+    if code:
+        raise Failed(" / ".join(filter(None, last)) or f"exit code {code}")
+    ([run], _) = find_runs([name])
+    loss = run.scores.get("val_loss")
+    if not isinstance(loss, float):
+        raise InputError(f"{name}: the experiment has no val_loss in reports/eval.json")
+    return loss
+
+
+def _integer(digits: str) -> int:
+    return int(digits.replace(",", ""))
+
+
+def _text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@contextmanager
+def _running(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with this block: interrupted, as by Ctrl-C, where it still runs."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.stdout is not None
+            print(process.stdout.read(), end="", flush=True)
+            process.wait()
