@@ -65,7 +65,7 @@ def test_ranges_have_the_types_of_their_params(tmp_path: Path) -> None:
         ("trials: 3\nparams: {epochs: {low: 1}}", "epochs: got {'low': 1}, wanted a list"),
         ("trials: 3\nparams: {epochs: {low: 3, high: 1}}", "wanted low below high"),
         ("trials: 3\nparams: {max_lr: {low: 0, high: 1, log: true}}", "above 0 with log: true"),
-        ("trials: 3\nparams: {lr_schedule: {low: 0, high: 1}}", "lr_schedule: low: got 0, wanted cosine"),
+        ("trials: 3\nparams: {lr_schedule: {low: 0, high: 1}}", "lr_schedule: low: got 0, wanted"),
         ("trials: 3\nparams: {tie: &a [1], b: *a}", "an alias (*) is not read here"),
     ],
 )
