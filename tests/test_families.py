@@ -68,6 +68,16 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         {"attention_bias": True, "head_dim": 8, "rope_parameters": LINEAR},
         torch.float32,
     ),
+    "smollm3": (
+        "smollm3",
+        {"no_rope_layer_interval": 2, "tie_word_embeddings": True, "rope_parameters": PLAIN},
+        torch.bfloat16,
+    ),
+    "smollm3 with biases": (
+        "smollm3",
+        {"no_rope_layers": [0, 1, 1], "attention_bias": True, "mlp_bias": True},
+        torch.float32,
+    ),
 }
 """Of each: model_type, config, dtype of the checkpoint."""
 IDS = torch.randint(0, 97, (2, 120), generator=torch.Generator().manual_seed(1))

@@ -99,6 +99,7 @@ class Attention(nn.Module):
             width,
             bias=bias if config.output_bias is None else config.output_bias,
         )
+        self.rotates = config.rotates(layer)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
@@ -117,7 +118,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
         if self.qk_norm:  # in float32, where the weights are, then in the values' type
             q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if self.rotates:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         out = attend(q, k, v, mask, fused=self.fused)

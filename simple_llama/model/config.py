@@ -99,6 +99,8 @@ class ModelConfig:
     """Positions a position sees in pretraining, itself included; None: all before it."""
     qk_norm: Literal["head"] | None = None
     """Queries and keys are normed, each head alone, before they are rotated."""
+    rotary_layers: tuple[bool, ...] | None = None
+    """The layers whose queries and keys are rotated; None: all."""
     mla: LatentShape | None = None
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
@@ -138,9 +140,15 @@ class ModelConfig:
                 f"hidden_size: got {self.hidden_size}, with a matrix of {longest} rows more than "
                 f"any memory holds"
             )
+        for by_layer in (self.rotary_layers,):
+            assert by_layer is None or len(by_layer) == self.num_hidden_layers
         if self.mla:
             assert self.num_key_value_heads == self.num_attention_heads
             assert self.head_dim == self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
+
+    def rotates(self, layer: int) -> bool:
+        """Whether this layer knows positions."""
+        return self.rotary_layers is None or self.rotary_layers[layer]
 
     @property
     def rotary_dim(self) -> int:

@@ -126,6 +126,7 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "model_type": config.model_type,
         "hidden_act": "silu",
         **{name: getattr(config, name) for name in (*SHARED, *family.keys)},
+        **family.written,
         **family.only,
         **family.write(config),
         **_rope_json(config),

@@ -22,6 +22,10 @@ SHARED = (
     "tie_word_embeddings",
 )
 """Fields of ModelConfig that every config.json has under the same name, and rope_scaling."""
+MAX_LAYERS = 10_000
+NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""Where these are left out, `transformers` takes those of the family's first model, which may be
+beyond the vocabulary."""
 Found = Mapping[str, Any]
 """What a config.json holds, and `absent` where it is silent."""
 
@@ -41,6 +45,8 @@ class Family:
     has them by default."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Keys that must be so, or left out, for this decoder to compute it."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that stand in every config.json of ours, unless something else is known of them."""
     read: Callable[[Found], dict[str, Any]] = lambda found: {}
     """Fields that take more than a key of their name ..."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
@@ -52,6 +58,45 @@ def wanted(found: Found, key: str) -> Any:
     if key not in found:
         raise InputError(f"missing {key!r}")
     return found[key]
+
+
+def _flags(found: Found, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...] | None:
+    """One of each layer, from a list of at least as many kinds; None where there is none.
+
+    Raises InputError."""
+    layers, listed = _layers(found), found.get(key)
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or len(listed) < layers:
+        raise InputError(f"{key}: got {listed!r:.80}, wanted a list of {layers}, one a layer")
+    for kind in listed:
+        if not isinstance(kind, str | int) or kind not in kinds:
+            wanted = " or ".join(repr(value) for value in kinds)
+            raise InputError(f"{key}: {kind!r:.80} is not supported, wanted {wanted}")
+    return tuple(kinds[kind] for kind in listed[:layers])
+
+
+def _layers(found: Found) -> int:
+    """How many, before a list is made of so many."""
+    layers = wanted(found, "num_hidden_layers")
+    if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
+        raise InputError(
+            f"num_hidden_layers: got {layers!r:.80}, wanted a positive integer up to {MAX_LAYERS}"
+        )
+    return layers
+
+
+def _rotary_layers(found: Found) -> dict[str, Any]:
+    """SmolLM3's: each layer but every n-th."""
+    flags = _flags(found, "no_rope_layers", {1: True, 0: False})
+    if flags is None:
+        every = found["no_rope_layer_interval"]
+        if type(every) is not int or every < 1:
+            raise InputError(
+                f"no_rope_layer_interval: got {every!r:.80}, wanted a positive integer"
+            )
+        flags = tuple(layer % every != 0 for layer in range(1, _layers(found) + 1))
+    return {"rotary_layers": None if all(flags) else flags}
 
 
 def _latent(found: Found) -> dict[str, Any]:
@@ -86,6 +131,23 @@ FAMILIES = {
         fixed={"qk_norm": "head"},
         keys=("attention_bias",),
         only={"use_sliding_window": False},
+    ),
+    "smollm3": Family(
+        architecture="SmolLM3ForCausalLM",
+        absent={
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "rope_theta": 2000000.0,
+            "tie_word_embeddings": True,
+            "no_rope_layer_interval": 4,
+        },
+        keys=("attention_bias", "mlp_bias"),
+        only={"use_sliding_window": False},
+        written=NO_IDS,
+        read=_rotary_layers,
+        write=lambda config: {
+            "no_rope_layers": [int(config.rotates(n)) for n in range(config.num_hidden_layers)]
+        },
     ),
     MLA: Family(
         fixed={"attention_bias": True},
