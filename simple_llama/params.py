@@ -200,12 +200,6 @@ class TrainParams(ExecutionParams):
         ):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _require(
-            self.shard == "none" or not self.enable_compilation,
-            "enable_compilation",
-            self.enable_compilation,
-            "false with shard: full, whose blocks are gathered between the compiled parts",
-        )
-        _require(
             self.dynamic_padding or self.packing is not True,
             "packing",
             self.packing,

@@ -255,10 +255,10 @@ def kept_for_backward(*, recompute: bool) -> int:
 def short_of_memory(ranks: Ranks, most: int) -> dict[str, Any]:
     """A training in which rank 1 has room for so many tokens only."""
 
-    def fails(model: Any, batch: Any, forward: Any) -> Tensor:
+    def fails(model: Any, batch: Any) -> Tensor:
         if ranks.number == 1 and batch.ids.numel() > most:
             raise RuntimeError("can't allocate memory")
-        return summed_loss(model, batch, forward)
+        return summed_loss(model, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simple_llama.training.gradients.summed_loss", fails)

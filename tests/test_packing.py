@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -293,25 +292,3 @@ def test_the_real_one_takes_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (out.shape, out.dtype) == (q.shape, q.dtype)
     for x, gradient in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
         assert gradient.shape == x.shape
-
-
-@pytest.mark.slow
-def test_compiled_and_packed_is_eager_and_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the backend that needs no compiler, in one graph for all shapes."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def counted(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph.forward
-
-    real = torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda model, **_: real(model, backend=counted, fullgraph=True, dynamic=True),
-    )
-    settings = params(epochs=1, micro_batch_tokens=60, packing=True)
-    eager, _, _ = run(settings)
-    compiled, _, _ = run(params(**{**vars(settings), "enable_compilation": True}))
-    assert distance(weights(eager), weights(compiled)) < 1e-4
-    assert 1 <= len(graphs) <= 3

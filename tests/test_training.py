@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -422,7 +421,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(poison: float) -> None
 def short_of_memory(limit: int, kind: type[RuntimeError], said: str) -> Callable[..., torch.Tensor]:
     """A summed_loss that a device with so little memory would compute."""
 
-    def limited(model: Decoder, batch: MicroBatch, *forward: object) -> torch.Tensor:
+    def limited(model: Decoder, batch: MicroBatch) -> torch.Tensor:
         if batch.ids.numel() > limit:
             raise kind(said)
         return summed_loss(model, batch)
@@ -475,7 +474,7 @@ def test_the_preflight_takes_the_longest_step_and_changes_nothing(
     seen: list[list[int]] = []
     before = new_model(0.3)
 
-    def recorded(model: Decoder, batch: MicroBatch, *forward: object) -> torch.Tensor:
+    def recorded(model: Decoder, batch: MicroBatch) -> torch.Tensor:
         seen.append(batch.examples.tolist())
         return summed_loss(model, batch)
 
@@ -500,7 +499,7 @@ def test_the_preflight_takes_the_longest_step_and_changes_nothing(
 def test_a_loss_that_leaps_stops_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def leaping(model: Decoder, batch: MicroBatch, *forward: object) -> torch.Tensor:
+    def leaping(model: Decoder, batch: MicroBatch) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return summed_loss(model, batch) * (1000.0 if calls > 2 + 25 else 1.0)
@@ -518,22 +517,6 @@ def test_a_loss_that_leaps_stops_before_the_update(monkeypatch: pytest.MonkeyPat
     assert run(settings)[2].steps == 40, "loss_spike 0: any loss"
 
 
-def test_compilation_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_(model: Decoder, **_: object) -> object:
-        def broken(*_: object, **__: object) -> None:
-            raise RuntimeError("no compiler\nsecond line")
-
-        return broken
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    with pytest.warns(UserWarning, match="goes on without it: RuntimeError: no compiler") as warned:
-        model, _, _ = run(params(enable_compilation=True))
-    assert len(warned) == 1
-    plain, _, _ = run(params())
-    for mine, theirs in zip(plain.parameters(), model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-
-
 def test_training_learns_to_copy() -> None:
     _, listener, result = run(params(epochs=25, batch_size=8), data(60))
     assert result.train_loss < 0.5 * listener.steps[0].loss
@@ -543,22 +526,6 @@ def test_micro_batches_cover_a_step() -> None:
     tokens = examples(10)
     batches = list(micro_batches(tokens, np.arange(10), budget=60, pad_id=PAD))
     assert sorted(i for batch in batches for i in batch.examples) == list(range(10))
-
-
-def test_a_compiled_model_trains_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through PyTorch's own wrapper, with its backend that needs no compiler."""
-    real = torch.compile
-
-    def without_compiler(model: Decoder, **_: object) -> object:
-        return real(model, backend="eager", dynamic=True)
-
-    monkeypatch.setattr(torch, "compile", without_compiler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # a fallback would say so
-        compiled, _, _ = run(params(enable_compilation=True, epochs=1))
-    plain, _, _ = run(params(epochs=1))
-    for mine, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
-        assert (mine - theirs).abs().max() < 1e-4
 
 
 def test_a_last_update_that_ruins_the_model_is_found_by_its_validation() -> None:

@@ -1,11 +1,9 @@
 """The gradients of one optimizer step, in micro-batches as large as memory allows."""
 
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from simple_llama.data.batches import (
     ALONE,
@@ -18,6 +16,7 @@ from simple_llama.data.batches import (
 )
 from simple_llama.errors import InputError
 from simple_llama.model import packing
+from simple_llama.model.compilation import compile_layers, leave_uncompiled
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, is_out_of_memory, release_memory, uses_bf16
 from simple_llama.params import TrainParams
@@ -43,7 +42,7 @@ class Gradients:
         self.progress, self.observer, self.ranks = progress, observer, ranks
         self.averager = Averager(model, ranks)
         self.device = next(model.parameters()).device
-        self.forward: Callable[..., Tensor] = model
+        self.compiled = False
 
     def compute(self, examples: Indices, seed: int) -> tuple[float, int]:
         """Loss (nats per supervised token) and supervised tokens of all ranks; the gradients stand
@@ -99,7 +98,7 @@ class Gradients:
             self._has_packed_kernel
             and self.params.use_flash_attention
             and self.params.dynamic_padding
-            and self.forward is self.model  # not compiled
+            and not (self.compiled and self.device.type == "cpu")
         )
 
     @property
@@ -122,9 +121,10 @@ class Gradients:
         return even_budget(lengths, self.progress.micro_batch_tokens, self._pad_to, self.ranks.of)
 
     def compile(self, examples: Indices) -> None:
-        """Compile the model, tried on these examples; without it where that fails."""
-        self.forward = torch.compile(self.model, dynamic=True)
+        """Compile the layers, tried on these examples; without it where that fails."""
+        self.compiled = True
         try:
+            compile_layers(self.model)
             self.compute(examples, 0)
         except Exception as error:  # whatever the compiler or its toolchain may raise
             reason = str(error).strip().splitlines()
@@ -133,7 +133,8 @@ class Gradients:
                 f"{type(error).__name__}: {reason[0] if reason else ''}",
                 stacklevel=2,
             )
-            self.forward = self.model
+            leave_uncompiled(self.model)
+            self.compiled = False
         self.model.zero_grad(set_to_none=True)
 
     def _accumulate(self, batches: list[MicroBatch], supervised: int) -> float:
@@ -142,7 +143,7 @@ class Gradients:
         for on_cpu in batches:
             batch = on_cpu.to(self.device)
             with autocast(self.device, self.params.precision):
-                part = summed_loss(self.model, batch, self.forward) / supervised
+                part = summed_loss(self.model, batch) / supervised
             # the ranks' gradients are averaged, and wanted is their sum
             (part * self.ranks.of).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()

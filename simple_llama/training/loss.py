@@ -3,7 +3,6 @@
 Sums, not means, so that micro-batches, last partial batches and ranks weigh every token alike.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,23 +21,16 @@ from simple_llama.model.sharding import at_rest
 from simple_llama.training.distributed import ALONE, Ranks
 
 
-def summed_loss(
-    model: Decoder, batch: MicroBatch, forward: Callable[..., Tensor] | None = None
-) -> Tensor:
-    """Cross-entropy in nats, summed over the batch's supervised tokens.
-
-    `forward` may be a compiled form of the model.
-    """
-    logits = model.lm_head(even_rows(_supervised(model, batch, forward), EVEN))
+def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
+    """Cross-entropy in nats, summed over the batch's supervised tokens."""
+    logits = model.lm_head(even_rows(_supervised(model, batch), EVEN))
     return summed_cross_entropy(logits, batch.targets)
 
 
-def _supervised(
-    model: Decoder, batch: MicroBatch, forward: Callable[..., Tensor] | None = None
-) -> Tensor:
+def _supervised(model: Decoder, batch: MicroBatch) -> Tensor:
     """Hidden states (S, D) at the positions that predict a supervised token, and nowhere else."""
     packed = None if batch.offsets is None else Packed(batch.offsets, batch.longest)
-    hidden = (model if forward is None else forward)(batch.ids, packed=packed)  # (B, T, D)
+    hidden: Tensor = model(batch.ids, packed=packed)  # (B, T, D)
     return hidden.flatten(0, 1)[batch.positions]
 
 
