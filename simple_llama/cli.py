@@ -58,7 +58,7 @@ MODEL = option(
 PROMPT_FORMAT = option(
     "--prompt-format",
     default="auto",
-    choices=("auto", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"),
+    choices=("auto", "template", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"),
     help="how a conversation is written (default: auto, as the model's folder shows)",
 )
 DEVICE = option("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")

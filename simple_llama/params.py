@@ -66,7 +66,9 @@ class TokenizeParams:
     """What the tokenize stage reads."""
 
     tokenizer_path: str
-    prompt_format: Literal["auto", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"]
+    prompt_format: Literal[
+        "auto", "template", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"
+    ]
     system_prompt: str
     max_seq_len: int
     """Longest example, in tokens."""

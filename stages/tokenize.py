@@ -43,14 +43,19 @@ def summary(params: TokenizeParams, report: dict[str, Any]) -> str:
     }
     if report["dropped_untrained"]:
         rows["dropped, no reply is trained"] = f"{report['dropped_untrained']:,}"
+    if report.get("dropped_refused"):
+        rows["dropped, refused by the format"] = f"{report['dropped_refused']:,}"
     if report["dropped_too_long"]:
         rows["max_seq_len that keeps 99%"] = f"{report['length_p99_all']:,}"
     lines = [f"{params.tokenizer_path}, supervise {params.supervise}"]
-    lines += [f"  {name:<28}{value}" for name, value in rows.items()]
-    if report["dropped_too_long"]:
+    lines += [f"  {name:<32}{value}" for name, value in rows.items()]
+    if report["dropped_too_long"] or report.get("dropped_refused"):
         with open(DROPPED, encoding="utf-8") as file:
             first = [json.loads(line) for line in islice(file, 3)]
-        ids = ", ".join(f"{record['id']} ({record['length']:,})" for record in first)
+        ids = ", ".join(
+            f"{record['id']} ({record.get('reason') or format(record['length'], ',')})"
+            for record in first
+        )
         lines.append(f"  dropped first: {ids}; all in {DROPPED}")
     return "\n".join(lines)
 

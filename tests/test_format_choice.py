@@ -19,10 +19,8 @@ PLAIN = (
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
 THOUGHTS = f"({CONTENT}.split('</think>') | last).lstrip('\\n')"
-SAME, OTHER = (
-    "its chat template makes the same prompt",
-    "its own chat template makes another prompt",
-)
+SAME = "prompt format chatml: its chat template makes the same prompt"
+OTHER = "prompt format template: its own chat template"
 
 
 @pytest.mark.parametrize(
@@ -53,15 +51,16 @@ def test_ids_decide(
     config["bos_token"] = "<|endoftext|>"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     chat = ChatTokenizer.from_path(folder, prompt_format="auto", system_prompt=system)
-    assert said in chat.description and "prompt format chatml" in chat.description
-    if said == SAME:
-        theirs = of_transformers(folder)
-        begin = [{"role": "system", "content": system}] if system else []
-        for messages in (turns("q"), turns(" What?\n", "It is. ", "\n\nAnd?", "So.", "why")):
-            ids = theirs.apply_chat_template(
-                begin + messages, add_generation_prompt=True, return_dict=False
-            )
-            assert ids == chat.prompt(messages)
+    assert said in chat.description
+    theirs = of_transformers(folder)
+    for asked in (turns("q"), turns(" What?\n", "It is. ", "\n\nAnd?", "So.", "why")):
+        messages = [{"role": "system", "content": system}, *asked] if system else asked
+        if system and NO_SYSTEM in template:
+            assert "it shows no system prompt" in chat.description
+            text = f"{system}\n\n{asked[0]['content']}"
+            messages = [{"role": "user", "content": text}, *asked[1:]]
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert ids == chat.prompt(asked)
 
 
 @pytest.mark.parametrize("special", [True, False])

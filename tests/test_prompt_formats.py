@@ -52,12 +52,6 @@ ZEPHYR = (
     "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
     "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
 )
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
-    "{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
-)
-ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -224,31 +218,6 @@ def test_the_format_shows_in_the_tokens(kinds: dict[str, Path], tmp_path: Path) 
     loaded = ChatTokenizer.from_folder(tmp_path)
     assert loaded.base_vocab_size == chat.base_vocab_size
     assert loaded.prompt(turns("q")) == chat.prompt(turns("q"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "template", "said"),
-    [
-        ("words", MISTRAL, "makes another prompt and is replaced"),
-        ("words", ENDLESS, "makes another prompt and is replaced"),
-        (
-            "sentencepiece",
-            MISTRAL,
-            "none of ours: set prompt_format (--prompt-format) to one of simple_llama",
-        ),
-        ("sentencepiece", "{{ cycler.__init__.__globals__ }}", "none of ours"),
-        ("sentencepiece", "{% raw", "none of ours"),
-    ],
-)
-def test_a_template_unlike_ours_is_said(
-    kinds: dict[str, Path], tmp_path: Path, kind: str, template: str, said: str
-) -> None:
-    folder = foreign(kinds[kind], tmp_path, template, "</s>")
-    try:
-        chat = ChatTokenizer.from_path(folder, prompt_format="auto", system_prompt="")
-        assert said in chat.description
-    except InputError as error:
-        assert said in str(error)
 
 
 def test_markers_that_the_tokenizer_has_as_tokens_are_control_tokens(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.params import TokenizeParams
+from tests.templates import template_folder
 
 SYSTEM = "You are a helpful assistant."
 
@@ -121,9 +122,13 @@ def test_the_same_input_gives_the_same_bytes(prepared: Path, tiny_tokenizer: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("template", [False, True])
 def test_on_several_cores_it_writes_the_same_bytes(
-    prepared: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, template: bool
 ) -> None:
+    """A chat template has a process of its own on each."""
+    if template:
+        tiny_tokenizer = template_folder("gemma", prepared / "gemma")
     limit = sorted(len(ids) for ids, _ in expected(tiny_tokenizer))[12]
     chosen = params(tiny_tokenizer, max_seq_len=limit)
     alone = tokenize(chosen, prepared, prepared / "one")
@@ -134,6 +139,31 @@ def test_on_several_cores_it_writes_the_same_bytes(
     assert alone["dropped_too_long"] > 0
     for name in ("train.safetensors", "val.safetensors", "dropped.jsonl"):
         assert (prepared / "one" / name).read_bytes() == (prepared / "two" / name).read_bytes()
+
+
+def test_what_the_chat_template_refuses_is_dropped_by_name(tmp_path: Path) -> None:
+    """Counted against max_dropped; not one left is an error."""
+    folder = template_folder("gemma", tmp_path / "gemma")
+    template = folder / "chat_template.jinja"
+    refusing = "{% for m in messages %}{% if 'question 3' in m.content or 'question 1' in m.content"
+    refusing += " %}{{ raise_exception('Not\nthat') }}{% endif %}{% endfor %}"
+    template.write_text(refusing + template.read_text())
+    write_split(tmp_path, "train", TRAIN[2:10])
+    write_split(tmp_path, "val", VAL)
+    report = tokenize(params(folder), tmp_path, tmp_path / "tokens")
+    assert report["dropped_refused"] == 1 and report["train_examples"] == 7
+    [line] = (tmp_path / "tokens/dropped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "id": "raw.json[3]",
+        "split": "train",
+        "length": 0,
+        "reason": "Not that",
+    }
+    with pytest.raises(InputError, match=r"refuses 1 of 11 .* of 0\.05; first raw\.json\[3\]: Not"):
+        tokenize(params(folder, max_dropped=0.05), tmp_path, tmp_path / "tokens")
+    write_split(tmp_path, "train", TRAIN[10:12])
+    with pytest.raises(InputError, match=r"none of its 2 examples is left, 2 of them refused"):
+        tokenize(params(folder), tmp_path, tmp_path / "tokens")
 
 
 def test_longer_than_max_seq_len_is_dropped_and_listed_but_not_equal(

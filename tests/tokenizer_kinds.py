@@ -54,6 +54,23 @@ def byte_level(path: Path, special: Sequence[str], *, words: bool = True) -> Pat
     return path
 
 
+def with_tokens(path: Path, names: Sequence[str], **flags: bool) -> Path:
+    """The same tokenizer.json with further added tokens that are text, such as <think>; flags: of
+    these, and of those that it has by these names."""
+    layout = json.loads(path.read_text())
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    known = {token["content"]: token for token in layout["added_tokens"]}
+    vocabulary = layout["model"]["vocab"]
+    for name in names:
+        token = known.get(name) or {"id": max(vocabulary.values()) + 1, "content": name, **plain}
+        vocabulary.setdefault(name, token["id"])
+        if name not in known:
+            layout["added_tokens"].append(token)
+        token |= flags
+    path.write_text(json.dumps(layout))
+    return path
+
+
 def sentence_piece(path: Path, *, legacy: bool) -> Path:
     """As of Llama 2, TinyLlama and Mistral: bytes as a fallback, no split into words, a beginning
     token. legacy: a space before every text; else before the first one only."""

@@ -43,8 +43,9 @@ class Encoded:
     """(E,) tokens of each that fits."""
     rows: NDArray[np.int64]
     """(E,) which of the block's examples they are."""
-    dropped: list[tuple[str, int]]
-    """Id and length of those that are too long, or 0 of those that train nothing."""
+    dropped: list[tuple[str, int, str]]
+    """Id and length of those that are too long, or 0 of those that train nothing; and why, of those
+    that the prompt format refuses."""
     supervised: int
     """Tokens that are targets of the loss."""
     unknown: int
@@ -92,21 +93,29 @@ def tokenize(
             source = prepared / f"{name}.jsonl"
             for encoded in encode(_read(source, advance)):
                 split.add(encoded)
-                for example_id, length in encoded.dropped:
+                for example_id, length, why in encoded.dropped:
                     record = {"id": example_id, "split": name, "length": length}
+                    record |= {"reason": why} if why else {}
                     dropped.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
             split.check(source, params.max_seq_len)
         report = _report(splits["train"], splits["val"])
-        _check_dropped(params, report)
+        _check_dropped(
+            params, report, next(filter(None, (one.first_refused for one in splits.values())), "")
+        )
         for name, split in splits.items():
             split.write(folder / f"{name}.safetensors")
     tokenizer.save(folder / "tokenizer")
     return report
 
 
-def _check_dropped(params: TokenizeParams, report: dict[str, Any]) -> None:
-    dropped = report["dropped_too_long"]
-    examples = report["train_examples"] + report["val_examples"] + dropped
+def _check_dropped(params: TokenizeParams, report: dict[str, Any], first_refused: str) -> None:
+    dropped, refused = report["dropped_too_long"], report.get("dropped_refused", 0)
+    examples = report["train_examples"] + report["val_examples"] + dropped + refused
+    if refused > params.max_dropped * examples:
+        raise InputError(
+            f"the prompt format refuses {refused:,} of {examples:,} examples, max_dropped allows a "
+            f"share of {params.max_dropped}; first {first_refused}"
+        )
     if dropped > params.max_dropped * examples:
         raise InputError(
             f"{dropped:,} of {examples:,} examples are longer than max_seq_len "
@@ -133,6 +142,10 @@ class _Split:
     """The length of each that is too long."""
     untrained: int = 0
     """Examples that train nothing."""
+    refused: int = 0
+    """By the prompt format."""
+    first_refused: str = ""
+    """Id and reason."""
     examples: int = 0
     supervised: int = 0
     unknown: int = 0
@@ -153,13 +166,24 @@ class _Split:
         self.starts.extend((self.starts[-1] + np.cumsum(encoded.lengths)).tolist())
         self.rows.extend((self.examples + encoded.rows).tolist())
         self.examples += len(encoded.rows) + len(encoded.dropped)
-        self.dropped.extend(length for _, length in encoded.dropped if length)
-        self.untrained += sum(not length for _, length in encoded.dropped)
+        for example_id, length, why in encoded.dropped:
+            if why:
+                self.refused += 1
+                self.first_refused = self.first_refused or f"{example_id}: {why}"
+            elif length:
+                self.dropped.append(length)
+            else:
+                self.untrained += 1
         self.supervised += encoded.supervised
         self.unknown += encoded.unknown
 
     def check(self, source: Path, max_seq_len: int) -> None:
         """Raises InputError where nothing fits."""
+        if not self.rows and self.first_refused:
+            raise InputError(
+                f"{source}: none of its {self.examples} examples is left, {self.refused} of them "
+                f"refused by the prompt format; first {self.first_refused}"
+            )
         if not self.rows and not self.dropped:
             raise InputError(f"{source}: none of its {self.examples} examples trains a reply")
         if not self.rows:
@@ -213,7 +237,10 @@ def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block)
         mask=mask.tobytes(),
         lengths=batch.lengths[fits],
         rows=np.flatnonzero(fits),
-        dropped=[(examples[row].id, int(batch.lengths[row])) for row in np.flatnonzero(~fits)],
+        dropped=[
+            (examples[row].id, int(batch.lengths[row]), batch.refused.get(row, ""))
+            for row in np.flatnonzero(~fits).tolist()
+        ],
         supervised=int(np.count_nonzero(mask)),
         unknown=0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id)),
     )
@@ -224,11 +251,13 @@ def _report(train: _Split, val: _Split) -> dict[str, Any]:
     dropped = np.sort(np.concatenate([np.asarray(split.dropped) for split in (train, val)]))
     all_lengths = np.concatenate([lengths, dropped])  # the dropped are longer than all others
     tokens = int(lengths.sum())
+    refused = train.refused + val.refused
     return {
         "train_examples": len(train.rows),
         "val_examples": len(val.rows),
         "dropped_too_long": len(dropped),
         "dropped_untrained": train.untrained + val.untrained,
+        **({"dropped_refused": refused} if refused else {}),
         "tokens": tokens,
         "supervised_tokens": train.supervised + val.supervised,
         "unknown_token_rate": round((train.unknown + val.unknown) / tokens, 6),

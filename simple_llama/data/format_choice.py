@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from simple_llama.data.foreign_template import rendered
-from simple_llama.data.prompt_formats import BOS, EOS, FORMATS, Message, PromptFormat
+from simple_llama.data.prompt_formats import BOS, EOS, FORMATS, Message, PromptFormat, Refusal
+from simple_llama.data.template_format import NAME, TemplateFormat, named_tokens
+from simple_llama.data.template_renderer import Job, Renderer
 from simple_llama.data.tokenizer_source import TokenizerSource, refusing
 from simple_llama.errors import InputError
 
@@ -35,7 +36,7 @@ Prompts = Callable[[PromptFormat, Sequence[Message]], list[int]]
 class FormatChoice:
     """A format and why it is that one."""
 
-    format: PromptFormat
+    format: PromptFormat | TemplateFormat
     """With EOS and BOS as the tokenizer calls them."""
     reason: str
 
@@ -48,55 +49,73 @@ def choose_format(
     system_prompt: what stands in for a missing one. prompts: how formats are written here.
     Raises InputError where nothing points to a format, or a format lacks what it needs.
     """
-    if wanted != "auto":
-        return FormatChoice(format=_resolved(wanted, source), reason="set by prompt_format")
     named = source.config.get("prompt_format")
-    if isinstance(named, str) and named in FORMATS:
-        return FormatChoice(format=_resolved(named, source), reason="named in its config")
-    name = _same_template(source, source.template, system_prompt, prompts)
-    if name is not None:
-        return FormatChoice(
-            format=_resolved(name, source), reason="its chat template makes the same prompt"
-        )
+    if wanted != "auto":
+        return _choice(wanted, source, "set by prompt_format")
+    if isinstance(named, str) and (named in FORMATS or named == NAME):
+        return _choice(named, source, "named in its config")
+    if source.template is not None:
+        try:
+            name = _same_template(source, source.template, system_prompt, prompts)
+            if name is not None:
+                return _choice(name, source, "its chat template makes the same prompt")
+            return _choice(NAME, source, "its own chat template")
+        except InputError as error:
+            raise InputError(
+                f"{error}; prompt_format (--prompt-format) replaces it: one of {', '.join(FORMATS)}"
+            ) from None
     vocabulary = source.tokenizer.get_vocab()
-    foreign = source.template is not None
-    replaced = "; its own chat template makes another prompt and is replaced" if foreign else ""
     for name, known in FORMATS.items():
         tokens = [token for token in known.tokens if token not in (EOS, BOS)]
         if tokens and vocabulary.keys() >= set(tokens):
-            reason = f"it has the tokens {' '.join(tokens)}{replaced}"
-            return FormatChoice(format=_resolved(name, source), reason=reason)
-    if source.eos is not None and not foreign:
-        return FormatChoice(
-            format=_resolved("zephyr", source),
-            reason=f"it has no chat template, and {source.eos} is the only control token needed",
-        )
-    found = "its chat template is none of ours" if foreign else "no tokens of any format in it"
+            return _choice(name, source, f"it has the tokens {' '.join(tokens)}")
+    if source.eos is not None:
+        reason = f"it has no chat template, and {source.eos} is the only control token needed"
+        return _choice("zephyr", source, reason)
     raise InputError(
-        f"{source.path}: {found}: set prompt_format (--prompt-format) to one of "
-        f"{', '.join(FORMATS)} (tokens that are missing are added)"
+        f"{source.path}: no tokens of any format in it: set prompt_format (--prompt-format) to one "
+        f"of {', '.join(FORMATS)} (tokens that are missing are added)"
     )
 
 
+def _choice(name: str, source: TokenizerSource, reason: str) -> FormatChoice:
+    if name != NAME:
+        return FormatChoice(format=_resolved(name, source), reason=reason)
+    own = TemplateFormat(source)
+    return FormatChoice(format=own, reason="; ".join((reason, *own.notes)))
+
+
+def check_ids(
+    source: TokenizerSource, own: TemplateFormat, prompt: Callable[[Sequence[Message]], list[int]]
+) -> None:
+    """That a chat template's prompts have the ids that the tokenizer makes of them as they are.
+
+    Raises InputError."""
+    for probe, text in own.texts(PROBES):
+        if _ids(source, text) != prompt(probe):
+            raise InputError(
+                f"{source.path}: the tokenizer makes other ids of its chat template's text than of "
+                "the same between control tokens, wanted another prompt_format"
+            )
+
+
 def _same_template(
-    source: TokenizerSource, template: str | None, system_prompt: str, prompts: Prompts
+    source: TokenizerSource, template: str, system_prompt: str, prompts: Prompts
 ) -> str | None:
     """The name of the format whose inference prompts have the same ids, be they with or without a
     system prompt. What the template refuses is compared with nothing, but for all it must write:
     conversations without a system prompt, which get ours."""
-    if template is None:
-        return None
-    tokens = {
-        f"{kind}_token": token
-        for kind in ("bos", "eos", "unk", "pad")
-        if (token := source.named(kind)) is not None
-    }
     ours: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
     conversations = [ours + probe for probe in PROBES] + [[SYSTEM, *probe] for probe in PROBES]
-    texts = rendered(template, conversations, tokens)
-    if None in texts[: len(PROBES)]:
+    jobs = [Job(messages=list(map(dict, one)), cuts=[(len(one), True)]) for one in conversations]
+    done = Renderer(source.template_path, template, named_tokens(source)).render(jobs)
+    if any(isinstance(one, Refusal) for one in done[: len(PROBES)]):
         return None
-    pairs = [(one, text) for one, text in zip(conversations, texts) if text is not None]
+    pairs = [
+        (one, cuts[0].text)
+        for one, cuts in zip(conversations, done)
+        if not isinstance(cuts, Refusal)
+    ]
     vocabulary = source.tokenizer.get_vocab()
     for name, known in FORMATS.items():
         needed = {source.eos if token is EOS else token for token in known.tokens} - {BOS}

@@ -1,56 +1,20 @@
-"""Conversations → token ids and loss masks: one rendering for training and for inference.
-
-Control tokens come from ids, never from text. Each run of text between two of them is encoded on
-its own, as `transformers` does with a rendered prompt; a control token that stands in the data
-stays text here.
-
-    <|im_start|>  user\\nquestion  <|im_end|>  \\n   <|im_start|>  assistant\\n  reply  <|im_end|>
-       an id         a text         an id   a text    an id           a text          an id
-                                                         the prompt ends ^  supervised from here
-"""
+"""Conversations → token ids and loss masks: one rendering for training and for inference."""
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from simple_llama.data.format_choice import FormatChoice, choose_format
-from simple_llama.data.prompt_formats import Control, Message, PromptFormat
+from simple_llama.data.assembly import Assembler, Encoded, EncodedBatch
+from simple_llama.data.format_choice import FormatChoice, check_ids, choose_format
+from simple_llama.data.prompt_formats import Message, PromptFormat
+from simple_llama.data.template_format import TemplateFormat
 from simple_llama.data.tokenizer import TextEncoder, adapt, special_ids
 from simple_llama.data.tokenizer_folder import CONFIG
-from simple_llama.data.tokenizer_source import TOKENIZER, TokenizerSource
+from simple_llama.data.tokenizer_source import TEMPLATE, TOKENIZER, TokenizerSource
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, write_json
 from simple_llama.generation_config import GENERATION, as_written, read_end_ids
-
-Encoded = tuple[NDArray[np.uint32], NDArray[np.bool_]]
-"""Token ids (T,) and, for each, whether it is a target of the loss (T,)."""
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """B examples end to end."""
-
-    ids: NDArray[np.uint32]
-    """(N,) token ids."""
-    mask: NDArray[np.bool_]
-    """(N,): whether each is a target of the loss."""
-    lengths: NDArray[np.int64]
-    """(B,) tokens of each example."""
-
-
-Text = tuple[str, bool]
-"""A run of text, and whether it stands at the start of the conversation."""
-
-Run = tuple[int | Text, int]
-"""A control id and whether it is a target, 0 or 1; or a text and how many of its characters come
-before its target."""
-
-TextIds = dict[Text, NDArray[np.uint32]]
 
 TRIAL: list[Message] = [
     {"role": "user", "content": "Hello there"},
@@ -80,17 +44,14 @@ class ChatTokenizer:
         """Ids that the base model was trained with; those above are of tokens that were added."""
         self.file_vocab_size = encoder.vocab_size - len(encoder.added)
         """Ids that its own files have, those that an earlier run added to them included."""
-        self._ids = {token: encoder.id_of(token) for token in self._format.tokens}
-        self._control_ids = {one: np.array([one], np.uint32) for one in self._ids.values()}
+        self._ids = {token: encoder.id_of(token) for token in self._format.controls}
+        self._assemble = Assembler(encoder, self._ids)
         self.stop_id = self._ids[self._format.stop]
         self.stop_ids = [self.stop_id]
         """All ids that end a reply in generation, the one that is trained first."""
         self.pad_id = encoder.id_of(encoder.pad)
         self.unk_id = None if encoder.unk is None else encoder.id_of(encoder.unk)
-        self._is_control = np.zeros(self.vocab_size, bool)
-        self._is_control[[*self._ids.values(), self.pad_id, *special_ids(encoder.tokenizer)]] = True
-        if self.unk_id is not None:
-            self._is_control[self.unk_id] = False
+        self._unspoken = {self.pad_id, self.stop_id, *special_ids(encoder.public)} - {self.unk_id}
 
     @classmethod
     def from_path(
@@ -136,9 +97,14 @@ class ChatTokenizer:
         cls, source: TokenizerSource, prompt_format: str, system_prompt: str, length: int | None
     ) -> "ChatTokenizer":
         def of(choice: FormatChoice) -> ChatTokenizer:
-            tokens, stop = choice.format.tokens, choice.format.stop
-            begin = choice.format.begin
-            encoder = adapt(source, tokens, stop=stop, bos=begin[0] if begin else None)
+            form = choice.format
+            encoder = adapt(
+                source,
+                form.controls,
+                stop=form.stop,
+                bos=form.begin[0] if form.begin else None,
+                keep=isinstance(form, TemplateFormat),
+            )
             return cls(encoder, choice, system_prompt, length)
 
         made: dict[str, ChatTokenizer] = {}
@@ -148,31 +114,39 @@ class ChatTokenizer:
                 made[known.name] = of(FormatChoice(format=known, reason=""))
             return made[known.name].prompt(messages)
 
-        return of(choose_format(prompt_format, source, system_prompt, prompts))
+        chat = of(choose_format(prompt_format, source, system_prompt, prompts))
+        if isinstance(chat._format, TemplateFormat):
+            check_ids(source, chat._format, chat.prompt)
+        return chat
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json and tokenizer_config.json, which `transformers` loads as they are; further
-        stop ids in a generation_config.json."""
+        """tokenizer.json, tokenizer_config.json and a template of its own, which `transformers`
+        loads as they are; further stop ids in a generation_config.json."""
         folder = Path(folder)
         with atomic_write(folder / TOKENIZER) as file:
             file.write(f"{self._encoder.to_json()}\n".encode())
+        form, encoder = self._format, self._encoder
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self._encoder.bos,
-            "pad_token": self._encoder.pad,
-            "eos_token": self._format.stop,
-            "unk_token": self._encoder.unk,
-            "add_bos_token": self._encoder.bos is not None,
+            "bos_token": encoder.bos,
+            "pad_token": encoder.pad,
+            "eos_token": form.stop,
+            "unk_token": encoder.unk,
+            "add_bos_token": encoder.bos is not None,
             "clean_up_tokenization_spaces": False,
-            "prompt_format": self._format.name,
+            "prompt_format": form.name,
             "default_system_prompt": self.system_prompt,
             "base_vocab_size": self.base_vocab_size,
             "chat_template": self.chat_template,
             "model_max_length": self.model_max_length,
         }
+        if isinstance(form, TemplateFormat):  # it stands in a file, as it was
+            with atomic_write(folder / TEMPLATE) as file:
+                file.write(self.chat_template.encode())
+            config |= {**form.named, "add_bos_token": form.adds_bos, "chat_template": None}
         known = {key: value for key, value in config.items() if value is not None}
         write_json(folder / CONFIG, known)
-        if len(self.stop_ids) > 1:
+        if self.stop_ids != [encoder.id_of(known["eos_token"])]:
             write_json(folder / GENERATION, {"eos_token_id": as_written(self.stop_ids)})
 
     @property
@@ -182,8 +156,8 @@ class ChatTokenizer:
 
     @property
     def control_ids(self) -> dict[str, int]:
-        """The format's control tokens."""
-        return dict(self._ids)
+        """The control tokens that the format writes."""
+        return {token: self._ids[token] for token in self._format.tokens}
 
     @property
     def chat_template(self) -> str:
@@ -206,11 +180,12 @@ class ChatTokenizer:
         conversations: Sequence[Sequence[Message]],
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[Encoded]:
-        """Training examples of conversations that end with a reply, each encoded whole."""
+        """Training examples of conversations that end with a reply, each encoded whole. Raises
+        InputError where the format refuses one."""
         batch = self.encode_batch(conversations, supervise)
-        ends = np.cumsum(batch.lengths).tolist()
-        spans = [slice(start, end) for start, end in zip([0, *ends], ends)]
-        return [(batch.ids[span], batch.mask[span]) for span in spans]
+        for reason in batch.refused.values():
+            raise InputError(f"prompt format {self._format.name}: {reason}")
+        return batch.examples()
 
     def encode_batch(
         self,
@@ -219,126 +194,22 @@ class ChatTokenizer:
     ) -> EncodedBatch:
         """The same, end to end. What follows the last reply that is trained is cut off: no loss
         depends on it. A conversation that trains nothing is empty."""
-        return self._assemble([self._runs(self._trained(one, supervise)) for one in conversations])
+        return self._assemble(self._format.render_all(conversations, self.system_prompt, supervise))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Inference prompt of a conversation that ends with a user turn."""
+        """Inference prompt of a conversation that ends with a user turn. Raises InputError where
+        the format refuses it."""
         assert messages[-1]["role"] == "user", messages[-1]["role"]
-        pieces = self._format.render(messages, self.system_prompt, "last_reply")
-        return self._assemble([self._runs(pieces)]).ids.tolist()  # type: ignore[no-any-return]
+        pieces = self._format.prompt(messages, self.system_prompt)
+        batch = self._assemble([pieces])
+        for reason in batch.refused.values():
+            raise InputError(f"prompt format {self._format.name}: {reason}")
+        return batch.ids.tolist()  # type: ignore[no-any-return]
 
     def has_control(self, ids: Sequence[int]) -> bool:
         """Whether a control token is among the ids."""
-        return bool(self._is_control[np.asarray(ids, np.int64)].any())
+        return not self._unspoken.isdisjoint(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._encoder.decode([int(token) for token in ids])
-
-    def _trained(
-        self, messages: Sequence[Message], supervise: Literal["last_reply", "all_replies"]
-    ) -> list[tuple[str, bool]]:
-        """The rendered pieces up to the last target."""
-        pieces = self._format.render(messages, self.system_prompt, supervise)
-        while pieces and not pieces[-1][1]:
-            pieces.pop()
-        return pieces
-
-    def _runs(self, pieces: Sequence[tuple[str, bool]]) -> list[Run]:
-        """The pieces, neighbouring texts joined."""
-        runs: list[Run] = []
-        text, before = "", 0
-        for piece, target in pieces:
-            if isinstance(piece, Control):
-                if text:
-                    runs.append(((text, not runs), before))
-                    text, before = "", 0
-                runs.append((self._ids[piece], target))
-            else:
-                text += piece
-                if not target:
-                    before = len(text)
-        if text:
-            runs.append(((text, not runs), before))
-        return runs
-
-    def _assemble(self, conversations: list[list[Run]]) -> EncodedBatch:
-        text_ids = self._encode_texts(conversations)
-        pieces = [np.zeros(0, np.uint32)]
-        sizes: list[int] = []
-        targets: list[bool] = []
-        lengths: list[int] = []
-        controls = 0
-        for runs in conversations:
-            length = 0
-            for run, before in runs:
-                if isinstance(run, int):
-                    pieces.append(self._control_ids[run])
-                    sizes.append(1)
-                    targets.append(before == 1)
-                    controls += 1
-                    length += 1
-                else:
-                    segment = text_ids[run]
-                    prompt = _prompt_length(run, before, text_ids)
-                    pieces.append(segment)
-                    sizes += (prompt, len(segment) - prompt)
-                    targets += (False, True)
-                    length += len(segment)
-            lengths.append(length)
-        flat_ids = np.concatenate(pieces)
-        flat_mask = np.repeat(np.array(targets, bool), np.array(sizes, np.int64))
-        if np.count_nonzero(self._is_control[flat_ids]) != controls:
-            self._refuse_control_from_text(text_ids)
-        return EncodedBatch(flat_ids, flat_mask, np.array(lengths, np.int64))
-
-    def _encode_texts(self, conversations: list[list[Run]]) -> TextIds:
-        """The ids of each distinct text, and of what in it comes before a target."""
-        texts: dict[Text, None] = {}
-        for runs in conversations:
-            for run, before in runs:
-                if not isinstance(run, int):
-                    texts[run] = None
-                    if 0 < before < len(run[0]):
-                        texts[run[0][:before], run[1]] = None
-        found: TextIds = {}
-        for at_start in (True, False):
-            part = [text for text in texts if text[1] == at_start]
-            ids = self._encoder.encode([text for text, _ in part], at_start=at_start)
-            found.update(zip(part, ids))
-        return found
-
-    def _refuse_control_from_text(self, text_ids: TextIds) -> None:
-        for (text, _), ids in text_ids.items():
-            for token in ids[self._is_control[ids]]:
-                name = self._encoder.tokenizer.id_to_token(int(token))
-                raise InputError(
-                    f"the tokenizer makes the control token {name} from the text "
-                    f"{_shown(text)}: its model must not hold {name} as a word"
-                )
-        raise AssertionError("control ids were counted wrongly")
-
-
-def _prompt_length(run: Text, before: int, text_ids: TextIds) -> int:
-    """How many ids of a text come before its target.
-
-    Generation starts after the ids of the prompt alone, so training must see the same. Raises
-    InputError where the tokenizer makes other ids of the prompt when a reply follows.
-    """
-    text, at_start = run
-    if before == 0:
-        return 0
-    if before == len(text):
-        return len(text_ids[run])
-    prompt = text_ids[text[:before], at_start]
-    if not np.array_equal(text_ids[run][: len(prompt)], prompt):
-        raise InputError(
-            f"the tokenizer makes other ids of {_shown(text[max(0, before - 20) : before])} when "
-            f"{_shown(text[before:])} follows: wanted another prompt_format; the prompt of "
-            "simple_llama ends in a control token and goes with every tokenizer"
-        )
-    return len(prompt)
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -33,6 +33,16 @@ EOS, BOS = Control("EOS"), Control("BOS")
 Pieces = tuple[str, ...]
 """Text and Control."""
 
+Piece = tuple[str, bool]
+"""Text or Control of a rendered conversation, and whether it is a target of the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a format can't write a conversation, in a line."""
+
+    reason: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
@@ -73,6 +83,11 @@ class PromptFormat:
         for turn in (self.system, self.user, self.reply):
             pieces += (*turn.joiner, *turn.before, *turn.after)
         return list(dict.fromkeys(piece for piece in pieces if isinstance(piece, Control)))
+
+    @property
+    def controls(self) -> list[str]:
+        """What is a control token where the format writes it, and text elsewhere."""
+        return self.tokens
 
     def resolved(
         self, *, eos: str | None, bos: str | None, special: Iterable[str]
@@ -119,7 +134,7 @@ class PromptFormat:
         messages: Sequence[Message],
         system_prompt: str,
         supervise: Literal["last_reply", "all_replies"],
-    ) -> list[tuple[str, bool]]:
+    ) -> list[Piece]:
         """Text and Control pieces of a conversation, each with whether it is a target of the loss.
 
         An optional system prompt, then user and assistant in turns. After a user turn stands what
@@ -151,6 +166,23 @@ class PromptFormat:
                 target = bool(message.get("weight", supervise == "all_replies" or index == last))
                 pieces += [(content, target), (self.stop, target)]
         return pieces
+
+    def render_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        system_prompt: str,
+        supervise: Literal["last_reply", "all_replies"],
+    ) -> list[list[Piece]]:
+        """The same of each conversation, up to its last target."""
+        rendered = [self.render(one, system_prompt, supervise) for one in conversations]
+        for pieces in rendered:
+            while pieces and not pieces[-1][1]:
+                pieces.pop()
+        return rendered
+
+    def prompt(self, messages: Sequence[Message], system_prompt: str) -> list[Piece]:
+        """The pieces of an inference prompt: of messages that end with a user turn."""
+        return self.render(messages, system_prompt, "last_reply")
 
     def chat_template(self, system_prompt: str) -> str:
         """The format as Jinja, for `transformers` and servers; replies in generation blocks, from

@@ -31,6 +31,8 @@ class TextEncoder:
     tokenizer: "Tokenizer"
     within: "Tokenizer"
     """The same for text after a control token, where some put no space before a first word."""
+    public: "Tokenizer"
+    """What is published, and decodes."""
     words: Words | None
     """The fast way for text that can be cut into words here."""
     pad: str
@@ -71,37 +73,46 @@ class TextEncoder:
     def decode(self, ids: list[int]) -> str:
         """The text of ids without control tokens. Raises InputError as encode does."""
         with refusing("the tokenizer cannot decode"):
-            text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text: str = self.public.decode(ids, skip_special_tokens=True)
             return text
 
     def to_json(self) -> str:
         """A tokenizer.json."""
-        text: str = self.tokenizer.to_str(pretty=True)
+        text: str = self.public.to_str(pretty=True)
         return text
 
 
 def adapt(
-    source: TokenizerSource, control: Sequence[str], stop: str, bos: str | None
+    source: TokenizerSource,
+    control: Sequence[str],
+    stop: str,
+    bos: str | None,
+    *,
+    keep: bool = False,
 ) -> TextEncoder:
     """The tokenizer, changed so that it encodes text alone, with all `control` tokens in it.
 
     bos: of those, what stands first in each conversation and so before a text of its own too.
+    keep: it is published as it was, not as it encodes here.
     Raises InputError where one of them cannot be told from text.
     """
     layout = json.loads(json.dumps(source.layout))
     unk = _adapt_model(layout["model"], source)
     pad = source.named("pad") or unk or source.named("eos") or stop
-    # what adds a token or cuts one off is none of the prompt format
-    layout.update(post_processor=None, truncation=None, padding=None)
-    special = {*control, pad, *([unk] if unk in KNOWN["unk"] else [])}
-    _adapt_added_tokens(layout, source, special)
+    layout.update(truncation=None, padding=None)
     if layout.get("decoder") is None:
         layout["decoder"] = _decoder(layout.get("pre_tokenizer"))
+    public = parse(source.path, layout) if keep else None
+    # what adds a token is none of the prompt format
+    layout["post_processor"] = None
+    special = {*control, pad, *([unk] if unk in KNOWN["unk"] else [])}
+    _adapt_added_tokens(layout, source, special)
     missing = [token for token in control if source.tokenizer.token_to_id(token) is None]
     tokenizer = _ready(source.path, layout, missing, bos)
     encoder = TextEncoder(
         tokenizer=tokenizer,
         within=_within(source.path, layout, missing, bos) or tokenizer,
+        public=public or tokenizer,
         words=_words(source.path, layout, missing, bos),
         pad=pad,
         unk=unk,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_llama.data.tokenizer_folder import (
+    CONFIG,
     MAX_CONFIG_BYTES,
     check_file,
     content,
@@ -77,6 +78,12 @@ class TokenizerSource:
             template=_read_template(folder, config) if folder else None,
         )
 
+    @property
+    def template_path(self) -> Path:
+        """The file that its chat template stands in."""
+        own = self.path.with_name(TEMPLATE)
+        return own if own.exists() else self.path.with_name(CONFIG)
+
     def named(self, kind: str) -> str | None:
         """The eos, pad, unk or bos token as its config calls it, or else custom."""
         for name in (content(self.config.get(f"{kind}_token")), *KNOWN.get(kind, ())):
@@ -133,7 +140,7 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
     if path.exists():
         check_file(path, MAX_CONFIG_BYTES, "a chat template")
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes().decode()
         except UnicodeDecodeError:
             raise InputError(f"{path}: not UTF-8") from None
     template = config.get("chat_template")

@@ -21,13 +21,16 @@ class HeldOut:
 
     @classmethod
     def read(cls, path: str, tokenizer: ChatTokenizer, params: EvaluateParams) -> "HeldOut":
-        """Raises InputError where a row is no conversation or none is left."""
+        """Raises InputError where a row is no conversation, the prompt format refuses it, or none
+        is left."""
         excluded: list[str] = []
         examples = list(read_examples(path, params.system_prompt, excluded))
-        encoded = tokenizer.encode([example.messages for example in examples], params.supervise)
+        batch = tokenizer.encode_batch([one.messages for one in examples], params.supervise)
+        for row, why in batch.refused.items():
+            raise InputError(f"{path}: {examples[row].id}: refused by the prompt format: {why}")
         pairs = [
             (pair, example)
-            for pair, example in zip(encoded, examples, strict=True)
+            for pair, example in zip(batch.examples(), examples, strict=True)
             if 0 < len(pair[0]) <= params.max_seq_len
         ]
         if not pairs:

@@ -114,7 +114,10 @@ def answer(
 
 
 def _prompt(replier: Replier, request: Request) -> list[int]:
-    prompt = replier.tokenizer.prompt(request.messages)
+    try:
+        prompt = replier.tokenizer.prompt(request.messages)
+    except InputError as error:
+        raise InputError(f"{request.id}: {error}") from None
     if len(prompt) >= replier.max_length:
         raise InputError(
             f"{request.id}: a prompt of {len(prompt)} tokens, the model has positions for "

@@ -31,7 +31,8 @@ def render(inspection: Inspection) -> str:
         "Examples as they are trained",
         "<h1>Examples as they are trained</h1>",
         f'<p class="lead">{things(len(inspection.examples), "example")} of {count(of["train"])} '
-        f"for training and {count(of['val'])} for validation.</p>",
+        f"for training and {count(of['val'])} for validation, in the prompt format "
+        f"{esc(visible(inspection.prompt_format))}.</p>",
         LEGEND,
         *(_example(example) for example in inspection.examples),
         section("What became of the data", _counts(inspection)) if inspection.counts else "",

@@ -58,6 +58,8 @@ class Inspection:
     """Split → its examples."""
     counts: list[tuple[str, int]]
     """What became of all rows, a part of the line above indented; empty for one example."""
+    prompt_format: str
+    """What the tokens were written in."""
     lost: list[Lost]
     """The first few rejected and dropped; of one asked for by its id, that one."""
 
@@ -69,7 +71,7 @@ def first_examples(split: str, number: int) -> Inspection:
     splits = _read_splits()
     shown = _shown(split, splits[split], range(min(number, len(splits[split]))))
     lost = [*islice(_rejected(), FIRST), *islice(_dropped(), FIRST)]
-    return Inspection(shown, _sizes(splits), _counts(), lost)
+    return Inspection(shown, _sizes(splits), _counts(), _format(), lost)
 
 
 def example_of_id(wanted: str, split: str | None) -> Inspection:
@@ -88,7 +90,7 @@ def example_of_id(wanted: str, split: str | None) -> Inspection:
             f"{wanted}: not in {split or 'train or val'}, nor rejected, nor too long. Duplicates "
             f"and what {MIXTURE} leaves out are only counted. Ids look like {known}"
         )
-    return Inspection(shown, _sizes(splits), [], lost)
+    return Inspection(shown, _sizes(splits), [], _format(), lost)
 
 
 def _read_splits() -> dict[str, Tokens]:
@@ -146,7 +148,13 @@ def _dropped() -> Iterator[Lost]:
     for record in _records(TOKENS / "dropped.jsonl"):
         length = record.get("length")
         why = f"too long: {length} tokens, over max_seq_len" if length else "trains no reply"
+        if "reason" in record:
+            why = f"refused by the prompt format: {record['reason']}"
         yield Lost(str(record["id"]), f"{why} ({record.get('split')})", "")
+
+
+def _format() -> str:
+    return str(read_json(TOKENS / "tokenizer" / "tokenizer_config.json").get("prompt_format"))
 
 
 def _counts() -> list[tuple[str, int]]:
@@ -157,5 +165,7 @@ def _counts() -> list[tuple[str, int]]:
     by_weight = {"left out": prepared["left_out"], "repeated": prepared["repeated"]}
     counts += [(f"{what} by {MIXTURE}", times) for what, times in by_weight.items() if times]
     counts.append(("longer than max_seq_len", tokenized["dropped_too_long"]))
+    if refused := tokenized.get("dropped_refused"):
+        counts.append(("refused by the prompt format", refused))
     counts += [("train", tokenized["train_examples"]), ("val", tokenized["val_examples"])]
     return counts

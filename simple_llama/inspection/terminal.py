@@ -18,7 +18,7 @@ TARGET, CONTROL, CONTROL_TARGET, SOFT, STRONG = "7;36", "35", "7;35", "2", "1"
 
 def render(inspection: Inspection, *, width: int, colour: bool) -> str:
     """All of it, lines of at most `width` columns where tokens allow."""
-    lines = [_legend(colour)] if inspection.examples else []
+    lines = [_legend(inspection.prompt_format, colour)] if inspection.examples else []
     for example in inspection.examples:
         lines += ["", _header(example, colour), *_token_lines(example.cells, width, colour)]
     if inspection.counts:
@@ -28,10 +28,13 @@ def render(inspection: Inspection, *, width: int, colour: bool) -> str:
     return "\n".join(lines)
 
 
-def _legend(colour: bool) -> str:
+def _legend(prompt_format: str, colour: bool) -> str:
     trained, control = _styled("trained", TARGET, colour), _styled("control", CONTROL, colour)
     marks = f"{trained} and {control} tokens" if colour else "tokens, ^ under what is trained"
-    return f"{marks}, with their ids; · is a space, ↵ a line break, ∅ nothing that can be read"
+    return (
+        f"{marks}, with their ids; · is a space, ↵ a line break, ∅ nothing that can be read; "
+        f"prompt format {visible(prompt_format)}"
+    )
 
 
 def _header(example: Shown, colour: bool) -> str:

@@ -1,0 +1,179 @@
+"""The pieces of rendered conversations → token ids and loss masks.
+
+Control tokens come from ids, never from text. Each run of text between two of them is encoded on
+its own, as `transformers` does with a rendered prompt; a control token that stands in the data
+stays text here.
+
+    <|im_start|>  user\\nquestion  <|im_end|>  \\n   <|im_start|>  assistant\\n  reply  <|im_end|>
+       an id         a text         an id   a text    an id           a text          an id
+                                                         the prompt ends ^  supervised from here
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simple_llama.data.prompt_formats import Control, Piece, Refusal
+from simple_llama.data.tokenizer import TextEncoder, special_ids
+from simple_llama.errors import InputError
+
+Encoded = tuple[NDArray[np.uint32], NDArray[np.bool_]]
+"""Token ids (T,) and, for each, whether it is a target of the loss (T,)."""
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """B examples end to end."""
+
+    ids: NDArray[np.uint32]
+    """(N,) token ids."""
+    mask: NDArray[np.bool_]
+    """(N,): whether each is a target of the loss."""
+    lengths: NDArray[np.int64]
+    """(B,) tokens of each example."""
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Example that cannot be written, and is empty → why."""
+
+    def examples(self) -> list[Encoded]:
+        """Each on its own."""
+        ends = np.cumsum(self.lengths).tolist()
+        spans = [slice(start, end) for start, end in zip([0, *ends], ends)]
+        return [(self.ids[span], self.mask[span]) for span in spans]
+
+
+Text = tuple[str, bool]
+"""A run of text, and whether it stands at the start of the conversation."""
+
+Run = tuple[int | Text, int]
+"""A control id and whether it is a target, 0 or 1; or a text and how many of its characters come
+before its target."""
+
+TextIds = dict[Text, NDArray[np.uint32]]
+
+
+class Assembler:
+    """An encoder of text, and the ids of what stands between texts."""
+
+    def __init__(self, encoder: TextEncoder, ids: Mapping[str, int]) -> None:
+        """ids: of all control tokens, by name."""
+        self._encoder, self._ids = encoder, ids
+        self._control_ids = {one: np.array([one], np.uint32) for one in ids.values()}
+        pad = encoder.id_of(encoder.pad)
+        self.is_control = np.zeros(encoder.vocab_size, bool)
+        """(V,): whether an id is one that no text makes."""
+        self.is_control[[*ids.values(), pad, *special_ids(encoder.tokenizer)]] = True
+        if encoder.unk is not None:
+            self.is_control[encoder.id_of(encoder.unk)] = False
+
+    def __call__(self, conversations: Sequence[Sequence[Piece] | Refusal]) -> EncodedBatch:
+        """Raises InputError where the tokenizer makes a control token of a text."""
+        refused = {
+            row: one.reason for row, one in enumerate(conversations) if isinstance(one, Refusal)
+        }
+        all_runs = [[] if isinstance(one, Refusal) else self._runs(one) for one in conversations]
+        text_ids = self._encode_texts(all_runs)
+        pieces = [np.zeros(0, np.uint32)]
+        sizes: list[int] = []
+        targets: list[bool] = []
+        lengths: list[int] = []
+        controls = 0
+        for row, runs in enumerate(all_runs):
+            before_it = len(pieces), len(sizes), controls
+            length = 0
+            for run, before in runs:
+                if isinstance(run, int):
+                    pieces.append(self._control_ids[run])
+                    sizes.append(1)
+                    targets.append(before == 1)
+                    controls += 1
+                    length += 1
+                else:
+                    segment = text_ids[run]
+                    prompt = _prompt_length(run, before, text_ids)
+                    if prompt is None:
+                        refused[row] = _mismatch(run[0], before)
+                    pieces.append(segment)
+                    sizes += (prompt or 0, len(segment) - (prompt or 0))
+                    targets += (False, True)
+                    length += len(segment)
+            if row in refused:
+                first, size, controls = before_it
+                del pieces[first:], sizes[size:], targets[size:]
+                length = 0
+            lengths.append(length)
+        flat_ids = np.concatenate(pieces)
+        flat_mask = np.repeat(np.array(targets, bool), np.array(sizes, np.int64))
+        if np.count_nonzero(self.is_control[flat_ids]) != controls:
+            self._refuse_control_from_text(text_ids)
+        return EncodedBatch(flat_ids, flat_mask, np.array(lengths, np.int64), refused)
+
+    def _runs(self, pieces: Sequence[Piece]) -> list[Run]:
+        """The pieces, neighbouring texts joined."""
+        runs: list[Run] = []
+        text, before = "", 0
+        for piece, target in pieces:
+            if isinstance(piece, Control):
+                if text:
+                    runs.append(((text, not runs), before))
+                    text, before = "", 0
+                runs.append((self._ids[piece], target))
+            else:
+                text += piece
+                if not target:
+                    before = len(text)
+        if text:
+            runs.append(((text, not runs), before))
+        return runs
+
+    def _encode_texts(self, conversations: list[list[Run]]) -> TextIds:
+        """The ids of each distinct text, and of what in it comes before a target."""
+        texts: dict[Text, None] = {}
+        for runs in conversations:
+            for run, before in runs:
+                if not isinstance(run, int):
+                    texts[run] = None
+                    if 0 < before < len(run[0]):
+                        texts[run[0][:before], run[1]] = None
+        found: TextIds = {}
+        for at_start in (True, False):
+            part = [text for text in texts if text[1] == at_start]
+            ids = self._encoder.encode([text for text, _ in part], at_start=at_start)
+            found.update(zip(part, ids))
+        return found
+
+    def _refuse_control_from_text(self, text_ids: TextIds) -> None:
+        for (text, _), ids in text_ids.items():
+            for token in ids[self.is_control[ids]]:
+                name = self._encoder.tokenizer.id_to_token(int(token))
+                raise InputError(
+                    f"the tokenizer makes the control token {name} from the text "
+                    f"{_shown(text)}: its model must not hold {name} as a word"
+                )
+        raise AssertionError("control ids were counted wrongly")
+
+
+def _prompt_length(run: Text, before: int, text_ids: TextIds) -> int | None:
+    """How many ids of a text come before its target; None where the tokenizer makes other ids of
+    the prompt when a reply follows: generation starts after the ids of the prompt alone, so
+    training must see the same."""
+    text, at_start = run
+    if before == 0:
+        return 0
+    if before == len(text):
+        return len(text_ids[run])
+    prompt = text_ids[text[:before], at_start]
+    return len(prompt) if np.array_equal(text_ids[run][: len(prompt)], prompt) else None
+
+
+def _mismatch(text: str, before: int) -> str:
+    return (
+        f"the tokenizer makes other ids of {_shown(text[max(0, before - 20) : before])} when "
+        f"{_shown(text[before:])} follows: wanted another prompt_format; the prompt of "
+        "simple_llama ends in a control token and goes with every tokenizer"
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
