@@ -1,5 +1,7 @@
 """What training on a CPU computes in its own way is what PyTorch computes."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -12,10 +14,12 @@ from simple_llama.data.batches import collate
 from simple_llama.model import kernels
 from simple_llama.model.attention import plain_attention
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import autocast
 from simple_llama.model.packing import Packed
-from simple_llama.training.loss import summed_loss
+from simple_llama.training import loss
+from simple_llama.training.loss import score, summed_loss
 from tests.test_model import tiny_config
-from tests.test_training import PAD, examples
+from tests.test_training import PAD, ROOT, examples
 
 
 @pytest.fixture
@@ -51,8 +55,8 @@ def test_loss_and_gradients_of_a_model(
     batch = collate(examples(12), np.arange(12), PAD, None, packing=True)
 
     def compute() -> list[Tensor]:
-        loss = summed_loss(model, batch) / len(batch.targets)
-        return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+        mean = summed_loss(model, batch) / len(batch.targets)
+        return [mean, *torch.autograd.grad(mean, list(model.parameters()))]
 
     mine = compute()
     monkeypatch.setattr(kernels, "LONGEST", 3)
@@ -99,6 +103,61 @@ def test_what_follows_an_example_has_no_say(small_blocks: None) -> None:
         for x in (q, k, v):
             x[:, :, 7:] = 1e30
     assert torch.equal(kernels.packed_attention(q, k, v, packed)[:, :, :7], expected)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained head", "frozen head"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_large_vocabulary_has_the_same_loss_in_parts(
+    trained: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three positions at a time, the last of fewer; and gradients of what surrounds it."""
+    model = Decoder(tiny_config()).train()
+    model.initialise(0, std=0.3)
+    model.lm_head.requires_grad_(trained)
+    batch = collate(examples(12), np.arange(12), PAD, None, packing=True)
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def compute() -> list[Tensor]:
+        with autocast(torch.device("cpu"), precision):
+            total = summed_loss(model, batch) / len(batch.targets)
+        with torch.no_grad():
+            scores = score(
+                model, examples(12), np.arange(12), budget=99, pad_id=PAD, precision=precision
+            )
+        kept = [torch.from_numpy(values) for values in (scores.loss, scores.correct)]
+        return [total, *torch.autograd.grad(total * 3, weights), *kept]
+
+    whole = compute()
+    monkeypatch.setattr(loss, "LOGITS", 97 * 3)
+    assert largest_difference(whole, compute()) < (1e-5 if precision == "fp32" else 2e-2)
+
+
+@pytest.mark.slow
+def test_a_large_vocabulary_takes_little_memory() -> None:
+    """4,096 positions of 152,064 scores are 2.5 GB in float32; held are a part and its gradient,
+    whatever the number of positions."""
+    grown = subprocess.run(
+        [sys.executable, "-c", LARGE_VOCABULARY], cwd=ROOT, check=True, capture_output=True
+    )
+    assert int(grown.stdout) < 1e9
+
+
+LARGE_VOCABULARY = """
+import resource, torch
+from tests.test_model import tiny_config
+from simple_llama.data.batches import MicroBatch
+from simple_llama.model.decoder import Decoder
+from simple_llama.training.loss import summed_loss
+torch.set_num_threads(1)
+model = Decoder(tiny_config(vocab_size=152064)).train()
+ids = torch.arange(4096).view(8, 512)
+batch = MicroBatch(ids=ids, positions=torch.arange(4096), targets=ids.flatten(), rows=None,
+    examples=None, longest=512, offsets=None)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+summed_loss(model, batch).backward()
+print(peak() - before)
+"""
 
 
 def test_norm() -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,6 +192,20 @@ def test_auto_packs_where_attention_skips_what_is_hidden(
     assert chosen(packing=True) and not chosen(packing=False)
 
 
+def test_auto_asks_for_a_kernel_of_the_widest_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(major=9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    for width, packs in ((packing.WIDEST, True), (packing.WIDEST + 8, False)):
+        config = tiny_config(**LATENT)
+        assert config.mla is not None
+        model = Decoder(replace(config, mla=replace(config.mla, v_head_dim=width)))
+        progress = Progress(micro_batch_tokens=64, next_sample=1, sample_distance=1)
+        settings = params(precision="bf16")
+        one = gradients.Gradients(model, data(), settings, progress, Listener(), ALONE)
+        one.device = torch.device("cuda")
+        assert one._packing is packs
+
+
 def packed_ways(ranks: Ranks) -> list[dict[str, Any]]:
     return [trained(ranks, packing=True), trained(ranks, packing=True, model=LATENT)]
 
@@ -217,10 +232,13 @@ def by_definition(
     *,
     scale: float,
     window_size: tuple[int, int],
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """PyTorch's varlen_attn as its documentation has it, for causal attention of equal heads whose
-    width its kernels compute: one sequence after the other, (N, H, K)."""
-    assert query.shape == key.shape == value.shape
+    """PyTorch's varlen_attn as its documentation has it, for causal attention of heads whose width
+    its kernels compute: one sequence after the other, (N, H or G, K)."""
+    assert key.shape == value.shape
+    assert enable_gqa == (query.shape != key.shape)
+    share = query.shape[1] // key.shape[1]
     assert query.shape[-1] % 8 == 0
     assert all(x.is_contiguous() for x in (query, key, value))
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -230,6 +248,7 @@ def by_definition(
     out = torch.empty_like(query)
     for first, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
         q, k, v = (x[first:end].transpose(0, 1) for x in (query, key, value))
+        k, v = k.repeat_interleave(share, dim=0), v.repeat_interleave(share, dim=0)
         q = q * (scale * q.shape[-1] ** 0.5)  # what plain_attention divides by
         out[first:end] = plain_attention(q[None], k[None], v[None], is_causal=True)[0].transpose(
             0, 1
@@ -280,7 +299,7 @@ def test_the_real_one_takes_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward through its operators' shapes, without their kernels."""
     from torch.nn.attention.varlen import varlen_attn
 
-    inspect.signature(varlen_attn).bind(*range(7), scale=1.0, window_size=(-1, 0))
+    inspect.signature(varlen_attn).bind(*range(7), scale=1.0, window_size=(-1, 0), enable_gqa=True)
     monkeypatch.setattr(packing, "runs_here", lambda q, v: True)
     with torch.device("meta"):
         q, k, v = (

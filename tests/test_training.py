@@ -517,6 +517,28 @@ def test_a_loss_that_leaps_stops_before_the_update(monkeypatch: pytest.MonkeyPat
     assert run(settings)[2].steps == 40, "loss_spike 0: any loss"
 
 
+def test_a_micro_batch_goes_to_cuda_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what PyTorch is asked for."""
+    asked: list[str] = []
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append("pinned")
+        return tensor
+
+    def sent(tensor: torch.Tensor, device: torch.device, **how: bool) -> torch.Tensor:
+        asked.append(f"{device} {how}")
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", sent)
+    batch = collate(examples(4), np.arange(4), PAD, None, packing=True)
+    batch.to(torch.device("cuda"))
+    assert asked == ["pinned", "cuda {'non_blocking': True}"] * 4
+    asked.clear()
+    batch.to(torch.device("cpu"))
+    assert "pinned" not in asked
+
+
 def test_training_learns_to_copy() -> None:
     _, listener, result = run(params(epochs=25, batch_size=8), data(60))
     assert result.train_loss < 0.5 * listener.steps[0].loss

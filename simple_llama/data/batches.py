@@ -119,14 +119,20 @@ class MicroBatch:
     not packed."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        offsets = self.offsets
         return replace(
             self,
-            ids=self.ids.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            offsets=None if offsets is None else offsets.to(device, non_blocking=True),
+            ids=_sent(self.ids, device),
+            positions=_sent(self.positions, device),
+            targets=_sent(self.targets, device),
+            offsets=None if self.offsets is None else _sent(self.offsets, device),
         )
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copied without waiting, which CUDA does from memory that stays where it is."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def cut(

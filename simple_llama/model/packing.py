@@ -5,6 +5,8 @@ Shapes as in attention.py; N tokens in the row, E examples.
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from torch import Tensor
 WIDEST = 256
 """Of a head, in PyTorch's variable-length attention; widths are multiples of EVEN there."""
 EVEN = 8
+NAMES_GROUPS = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 12]
+"""Before, PyTorch's variable-length attention took fewer key than query heads without a word."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,19 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     # the module imports PyTorch's compiler: seconds
     from torch.nn.attention.varlen import varlen_attn
 
-    heads = q.shape[1]
     width = -(-max(q.shape[-1], v.shape[-1]) // EVEN) * EVEN
 
     def row(x: Tensor) -> Tensor:
-        """(N, H, width)"""
-        x = F.pad(x[0].transpose(0, 1), (0, width - x.shape[-1]))
-        return x.repeat_interleave(heads // x.shape[1], dim=1).contiguous()
+        """(N, H or G, width)"""
+        x = x[0].transpose(0, 1)
+        if x.shape[-1] < width:  # to pad by nothing copies
+            x = F.pad(x, (0, width - x.shape[-1]))
+        return x.contiguous()
 
-    out = varlen_attn(
+    attention: Any = varlen_attn
+    if NAMES_GROUPS and q.shape[1] != k.shape[1]:
+        attention = partial(varlen_attn, enable_gqa=True)
+    out = attention(
         row(q),
         row(k),
         row(v),

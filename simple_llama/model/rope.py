@@ -51,6 +51,7 @@ def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tenso
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, heads, T, R) turned by angles that broadcast to it, in x's own type."""
-    x = x.contiguous()  # so that the angles, the same for all heads, meet long rows
+    if x.device.type == "cpu":
+        x = x.contiguous()  # so that the angles, the same for all heads, meet long rows
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))

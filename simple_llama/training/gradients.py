@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from simple_llama.data.batches import (
     ALONE,
@@ -44,9 +45,11 @@ class Gradients:
         self.device = next(model.parameters()).device
         self.compiled = False
 
-    def compute(self, examples: Indices, seed: int) -> tuple[float, int]:
-        """Loss (nats per supervised token) and supervised tokens of all ranks; the gradients stand
-        in the parameters. `seed` decides dropout, on each rank another.
+    def compute(self, examples: Indices, seed: int) -> tuple[Tensor, int]:
+        """Loss (nats per supervised token, a scalar) and supervised tokens of all ranks; the
+        gradients stand in the parameters. `seed` decides dropout, on each rank another.
+
+        Alone on a GPU it doesn't wait for it: whoever reads the loss does.
 
         Raises InputError where a single example does not fit in memory, or, sharded, where any
         micro-batch does not: ranks that wait for the rest of one can't agree on anything else.
@@ -55,7 +58,7 @@ class Gradients:
         while True:
             # ranks beyond 256 and steps beyond 16 million would repeat a mask, no more
             torch.manual_seed(seed + (self.ranks.number << 24))
-            loss, failed = 0.0, False
+            loss, failed = torch.zeros(()), False
             try:
                 loss = self._accumulate(self.batches(examples, self.ranks), supervised)
             except RuntimeError as error:
@@ -66,8 +69,10 @@ class Gradients:
                         f"{self.device}: out of memory, wanted a smaller micro_batch_tokens"
                     ) from None
                 failed = True
-            loss, failures = self.ranks.total(np.array([loss, failed], np.float64)).tolist()
-            if not failures:
+            if self.ranks.of > 1:
+                told = self.ranks.total(np.array([loss.item(), failed], np.float64))
+                loss, failed = torch.tensor(told[0]), bool(told[1])
+            if not failed:
                 with autocast(self.device, self.params.precision):
                     self.averager.average()
                 return loss, supervised
@@ -107,8 +112,8 @@ class Gradients:
             return True
         config = self.model.config
         width = config.head_dim
-        if config.mla is not None:
-            width = config.mla.qk_nope_head_dim + config.mla.qk_rope_head_dim
+        if config.mla is not None:  # attention pads the narrower
+            width = max(width, config.mla.v_head_dim)
         in_bf16 = uses_bf16(self.device, self.params.precision)
         return in_bf16 and packing.has_kernel(self.device, width)
 
@@ -137,7 +142,7 @@ class Gradients:
             self.compiled = False
         self.model.zero_grad(set_to_none=True)
 
-    def _accumulate(self, batches: list[MicroBatch], supervised: int) -> float:
+    def _accumulate(self, batches: list[MicroBatch], supervised: int) -> Tensor:
         """This rank's part of the loss."""
         loss = torch.zeros((), device=self.device)
         for on_cpu in batches:
@@ -147,7 +152,7 @@ class Gradients:
             # the ranks' gradients are averaged, and wanted is their sum
             (part * self.ranks.of).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        return loss.item()
+        return loss
 
     def _lower(self, examples: Indices) -> None:
         lengths = self.data.train.lengths[examples]

@@ -147,7 +147,7 @@ class Trainer:
             self.gradients.compile(examples)
 
         def compute() -> int:
-            self.gradients.compute(examples, 0)
+            self.gradients.compute(examples, 0)[0].item()  # wait for it
             return self.progress.micro_batch_tokens
 
         result = preflight(
@@ -171,12 +171,13 @@ class Trainer:
         self.optimizer.lr = lr
 
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
-        loss, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
-        norm = whole(
+        computed, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
+        clipped = whole(
             torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.params.max_grad_norm or math.inf
             )
-        ).item()
+        )
+        loss, norm = computed.item(), clipped.item()  # a GPU is waited for here only
         self._check(loss, norm, examples)
         self.optimizer.step()
         self.optimizer.zero_grad()

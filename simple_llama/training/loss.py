@@ -4,6 +4,7 @@ Sums, not means, so that micro-batches, last partial batches and ranks weigh eve
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,53 @@ from simple_llama.model.packing import Packed
 from simple_llama.model.sharding import at_rest
 from simple_llama.training.distributed import ALONE, Ranks
 
+LOGITS = 2**26
+"""Held at once: 256 MB in float32. A large vocabulary's are computed in parts."""
+
 
 def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
     """Cross-entropy in nats, summed over the batch's supervised tokens."""
-    logits = model.lm_head(even_rows(_supervised(model, batch), EVEN))
+    hidden, weight = _supervised(model, batch), model.lm_head.weight
+    if len(hidden) * len(weight) > LOGITS:
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+        return _InParts.apply(hidden, weight, batch.targets, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    logits = model.lm_head(even_rows(hidden, EVEN))
     return summed_cross_entropy(logits, batch.targets)
+
+
+class _InParts(torch.autograd.Function):
+    """Cross-entropy of hidden (S, D) times weight (V, D), summed, without ever holding the (S, V)
+    logits: of a part at a time, and its gradient, softmax less one-hot, beside it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss = torch.zeros((), device=hidden.device)
+            cast = weight.to(dtype)
+            dhidden = torch.empty_like(hidden)
+            dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            rows = max(1, LOGITS // len(weight))
+            for part, dpart, target in zip(
+                *(torch.split(x, rows) for x in (hidden.to(dtype), dhidden, targets[:, None]))
+            ):
+                share = F.linear(part, cast).log_softmax(dim=-1, dtype=torch.float32)
+                loss -= share.gather(1, target).sum()
+                share.exp_().scatter_add_(1, target, share.new_full(target.shape, -1.0))
+                gradient = share.to(dtype)
+                dpart.copy_(gradient @ cast)
+                if dweight is not None:
+                    dweight += gradient.T @ part
+        ctx.save_for_backward(dhidden, dweight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        dhidden, dweight = ctx.saved_tensors
+        return dhidden.mul_(grad), None if dweight is None else dweight.mul_(grad), None, None
 
 
 def _supervised(model: Decoder, batch: MicroBatch) -> Tensor:
@@ -79,13 +122,23 @@ def score(
     for on_cpu in micro_batches(tokens, examples, budget=budget, pad_id=pad_id, rank=ranks):
         batch = on_cpu.to(device)
         with autocast(device, precision):
-            logits = model.logits(_supervised(model, batch))
-        losses = F.cross_entropy(logits, batch.targets, reduction="none")
-        hits = logits.argmax(dim=-1) == batch.targets
+            losses, hits = _losses(model, _supervised(model, batch), batch.targets)
         rows, size = batch.rows, len(batch.examples)
-        loss[batch.examples] = np.bincount(rows, losses.cpu().double().numpy(), size)
+        loss[batch.examples] = np.bincount(rows, losses, size)
         count[batch.examples] = np.bincount(rows, minlength=size)
-        correct[batch.examples] = np.bincount(rows, hits.cpu().numpy(), size)
+        correct[batch.examples] = np.bincount(rows, hits, size)
     model.train(was_training)
     at_rest(model)
     return Scores(*(ranks.total(values)[examples] for values in (loss, count, correct)))
+
+
+def _losses(model: Decoder, hidden: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Of each supervised token its loss, and whether it was the most likely one, (2, S)."""
+    rows = max(1, LOGITS // model.config.vocab_size)
+    parts = []
+    for part, target in zip(torch.split(hidden, rows), torch.split(targets, rows)):
+        logits = model.logits(part)
+        losses = F.cross_entropy(logits, target, reduction="none")
+        parts.append(torch.stack((losses, (logits.argmax(dim=-1) == target).float())))
+    both: NDArray[np.float64] = torch.cat(parts, dim=1).double().cpu().numpy()
+    return both
