@@ -21,7 +21,7 @@ from simple_llama.training.optimizer import AdamW
 from simple_llama.training.resume import SHARE, ResumeFolder
 from tests.project import Project
 
-STAGES = ("prepare", "tokenize", "train", "evaluate")
+STAGES = ("prepare", "tokenize", "baseline", "train", "evaluate")
 HEAVY = ("numpy", "tokenizers", "torch", "mlflow", "dvc")
 REPEATS = 5
 FIRST_STEP = """

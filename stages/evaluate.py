@@ -1,8 +1,7 @@
-"""`python -m stages.evaluate`: models/sft and its base on the validation split, or a held-out
-file → reports/eval.json, models/samples.jsonl, models/report.html."""
+"""`python -m stages.evaluate`: models/sft on the validation split, or a held-out file, beside what
+baseline found of its base → reports/eval.json, models/samples.jsonl, models/report.html."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,14 @@ import torch
 
 from simple_llama import tracking
 from simple_llama.data.batches import split_reply
-from simple_llama.data.examples import read_examples
-from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
-from simple_llama.errors import InputError, one_line_errors
-from simple_llama.evaluation.held_out import HeldOut
-from simple_llama.evaluation.metrics import Evaluation, evaluate, reference, summarise
+from simple_llama.errors import one_line_errors
+from simple_llama.evaluation.baseline import read_baseline, score_tuned
+from simple_llama.evaluation.metrics import Evaluation, reference, summarise
 from simple_llama.evaluation.report import ReportInput, render
+from simple_llama.evaluation.subject import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS, Subject
 from simple_llama.files import atomic_write, read_csv, read_json, write_json
 from simple_llama.model.device import is_deterministic, pick_device
-from simple_llama.model.folder import check_fits, load_model
 from simple_llama.params import (
     BaseParams,
     EvaluateParams,
@@ -36,8 +33,6 @@ from simple_llama.training.launch import on_devices
 from simple_llama.training.resume import forget
 
 MODEL = "models/sft"
-TOKENIZER = "data/tokens/tokenizer"
-TOKENS = ("data/tokens/train.safetensors", "data/tokens/val.safetensors")
 SAMPLES = Path("models/samples.jsonl")
 REPORT = Path("models/report.html")
 HISTOGRAM_BUCKETS = 24
@@ -55,15 +50,13 @@ def main() -> None:
 
 
 def evaluate_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
-    """Score both models on this device, together with all ranks, and report."""
+    """Score the tuned model on this device, together with all ranks, and report."""
     params = all_params.section(EvaluateParams)
-    base = all_params.section(BaseParams).model_path
-    tokenizer = ChatTokenizer.from_folder(TOKENIZER)
-    tokens, categories, data = load(params, tokenizer)
-    folders = {"base": base, "tuned": MODEL}
+    subject = Subject.read(params)
     if not ranks.leads:
-        score_each(folders, tokens, tokenizer, device, ranks, params)
+        score_tuned(MODEL, subject, device, ranks, params)
         return
+    base = read_baseline(subject)
     training_params = without(all_params, EvaluateParams)
     settings = {k: v for k, v in all_params.values.items() if k not in training_params}
     trained = read_json("models/run.json")["run_id"]
@@ -75,76 +68,20 @@ def evaluate_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
         training_params=training_params,
     ) as run:
         with ranks.failing_together():
-            evaluations = score_each(folders, tokens, tokenizer, device, ranks, params)
-        result = summarise(evaluations["tuned"], evaluations["base"], categories, data)
-        samples = compare(tokens, tokenizer, categories, evaluations)
+            tuned = score_tuned(MODEL, subject, device, ranks, params)
+        result = summarise(tuned, base, subject.categories, subject.sentence)
+        samples = compare(subject, base, tuned)
         write(result, samples, all_params)
         record(run, result, samples, all_params)
     print(summary(result, params))
 
 
-def score_each(
-    folders: dict[str, str],
-    tokens: Tokens,
-    tokenizer: ChatTokenizer,
-    device: torch.device,
-    ranks: Ranks,
-    params: EvaluateParams,
-) -> dict[str, Evaluation]:
-    """Evaluate the model of each folder; the examples are shared among the ranks."""
-    evaluations = {}
-    for name, folder in folders.items():
-        check_fits(
-            folder, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens
-        )
-        print(f"scoring {folder} on {len(tokens):,} examples", flush=True)
-        model = load_model(
-            folder,
-            device,
-            fused=params.use_flash_attention,
-            vocab_size=tokenizer.vocab_size,
-            known=tokenizer.base_vocab_size if name == "base" else None,
-            control=tokenizer.control_ids.values() if name == "base" else (),
-        )
-        evaluations[name] = evaluate(model, tokens, tokenizer.for_model(folder), params, ranks)
-    return evaluations
-
-
-def load(params: EvaluateParams, tokenizer: ChatTokenizer) -> tuple[Tokens, list[str | None], str]:
-    """What is evaluated: tokens, categories, and a sentence that says what it is."""
-    path = params.eval_json_path
-    if Path(path).resolve() == Path("data/prepared/train.jsonl").resolve():
-        raise InputError(f"eval_json_path: {path} was trained on, wanted held-out examples")
-    if params.on_validation_split:
-        examples = list(read_examples(path, params.system_prompt))
-        tokens = Tokens.read(TOKENS[1])
-        kept = [examples[row] for row in tokens.rows]
-        sentence = (
-            f"The validation split, {len(tokens):,} examples. It also chose the best checkpoint, "
-            "so it is not independent of the training."
-        )
-        return tokens, [example.category for example in kept], sentence
-    held_out = HeldOut.read(path, tokenizer, params)
-    sentence = (
-        f"Held out: {path}, {len(held_out.tokens):,} examples; "
-        f"{held_out.left_out:,} longer than max_seq_len, or excluded by their own flags, are "
-        "left out. It chose no checkpoint; that it shares no example with the training data is "
-        "not checked."
-    )
-    return held_out.tokens, list(held_out.categories), sentence
-
-
-def compare(
-    tokens: Tokens,
-    tokenizer: ChatTokenizer,
-    categories: Sequence[str | None],
-    evaluations: dict[str, Evaluation],
-) -> list[dict[str, Any]]:
+def compare(subject: Subject, base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
     """The answered examples side by side: prompt, reference, base answer, tuned answer."""
-    base, tuned = evaluations["base"], evaluations["tuned"]
+    tokens, tokenizer = subject.tokens, subject.tokenizer
     return [
         {
-            "category": categories[example],
+            "category": subject.categories[example],
             "prompt": tokenizer.decode(split_reply(tokens, example)[0]),
             "reference": reference(tokens, tokenizer, example),
             "base": base.replies[example],
@@ -162,7 +99,7 @@ def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params)
     with atomic_write(SAMPLES) as file:
         for sample in samples:
             file.write(f"{json.dumps(sample, ensure_ascii=False)}\n".encode())
-    lengths = np.concatenate([Tokens.read(path).lengths for path in TOKENS])
+    lengths = np.concatenate([Tokens.read(path).lengths for path in (TRAIN_TOKENS, VAL_TOKENS)])
     page = render(
         ReportInput(
             prepare=read_json("reports/prepare.json"),

@@ -149,7 +149,9 @@ def test_a_queue_of_four_makes_four_runs_in_the_main_repository(
     project.run("dvc", "queue", "start", "-j", "2", env=stale)
     project.run("dvc", "exp", "run", "--run-all", "-j", "2", env=stale)  # waits for a start
     for name in names:  # and these for the ends
-        project.run("dvc", "queue", "logs", name, "--follow")
+        said = project.run("dvc", "queue", "logs", name, "--follow")
+        stages = re.findall(r"Running stage '(\w+)'", said)
+        assert stages == ["train", "evaluate"], "what the base scored is known"
     found = runs(project)
     assert sorted(run.info.run_name for run in found) == sorted(names)
     assert {run.info.status for run in found} == {"FINISHED"}

@@ -20,6 +20,7 @@ from simple_llama.model.folder import load_model
 from simple_llama.params import (
     PIPELINE,
     BaseParams,
+    EvaluateParams,
     Params,
     PrepareParams,
     ProcessParams,
@@ -51,6 +52,7 @@ def names(*owners: type[Any]) -> set[str]:
 KEYS = {
     "prepare": names(PrepareParams),
     "tokenize": names(TokenizeParams),
+    "baseline": names(EvaluateParams, BaseParams),
     "train": names(TrainParams, BaseParams),
     # the report shows them all
     "evaluate": names(*(o for o in PIPELINE if o not in (TrackingParams, ProcessParams))),
@@ -264,8 +266,9 @@ def test_a_format_whose_tokens_the_base_lacks(project: Project, tmp_path: Path) 
     other.set(prompt_format="chatml", epochs=1)
     for stage, line in (
         ("tokenize", "lacks <|im_start|>, <|im_end|>: added"),
+        ("baseline", "grows from 400 to 402"),
         ("train", "grows from 400 to 402"),
-        ("evaluate", "grows from 400 to 402"),
+        ("evaluate", "scoring models/sft"),
     ):
         assert line in other.run("python", "-m", f"stages.{stage}")
     assert "FAILED" not in other.run("simple-llama", "verify")
@@ -295,7 +298,9 @@ def test_a_format_whose_tokens_the_base_lacks(project: Project, tmp_path: Path) 
         ("train", {"lora_targets": "query"}, "lora_targets: got 'query', wanted all-linear, or"),
         ("train", {"lora_rank": 17}, "lora_rank: got 17, wanted at most 8"),
         ("train", {"model_path": "tests"}, "no weights, wanted model.safetensors"),
+        ("baseline", {"eval_json_path": "params.yaml"}, "params.yaml"),
         ("evaluate", {"eval_json_path": "params.yaml"}, "params.yaml"),
+        ("evaluate", {"eval_json_path": "data/raw/few.json"}, "run `dvc repro baseline` first"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(

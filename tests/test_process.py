@@ -158,7 +158,7 @@ def test_without_dvc_a_stage_has_no_dvc_ancestor(monkeypatch: pytest.MonkeyPatch
     assert dvc_ancestor() is None
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("stage", ["baseline", "train", "evaluate"])
 def test_ctrl_c_while_torch_is_imported_says_nothing(stage: str, tmp_path: Path) -> None:
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)\n")

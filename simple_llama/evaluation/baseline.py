@@ -1,0 +1,96 @@
+"""A model of the pipeline scored on its subject; the base's scores and answers as a file.
+
+models/baseline.jsonl has a line for each example, in their order: `loss` (nats, summed over its
+`tokens` supervised tokens), `correct` (of these tokens, the most likely ones), and where it was
+answered `reply`, where it was scored `match`. Floats come back as they were.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simple_llama.errors import InputError
+from simple_llama.evaluation.metrics import Evaluation, evaluate, reference
+from simple_llama.evaluation.subject import Subject
+from simple_llama.files import atomic_write
+from simple_llama.model.folder import check_fits, load_model
+from simple_llama.params import EvaluateParams
+from simple_llama.training.distributed import Ranks
+from simple_llama.training.loss import Scores
+
+BASELINE = Path("models/baseline.jsonl")
+
+
+def score_base(
+    folder: str, subject: Subject, device: torch.device, ranks: Ranks, params: EvaluateParams
+) -> Evaluation:
+    """The base model, with the embeddings that training would start from."""
+    return _score(folder, subject, device, ranks, params, untrained=True)
+
+
+def score_tuned(
+    folder: str, subject: Subject, device: torch.device, ranks: Ranks, params: EvaluateParams
+) -> Evaluation:
+    """A model that train wrote."""
+    return _score(folder, subject, device, ranks, params, untrained=False)
+
+
+def _score(
+    folder: str,
+    subject: Subject,
+    device: torch.device,
+    ranks: Ranks,
+    params: EvaluateParams,
+    *,
+    untrained: bool,
+) -> Evaluation:
+    tokenizer, size = subject.tokenizer, subject.tokenizer.vocab_size
+    check_fits(folder, size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
+    print(f"scoring {folder} on {len(subject.tokens):,} examples", flush=True)
+    model = load_model(
+        folder,
+        device,
+        fused=params.use_flash_attention,
+        vocab_size=size,
+        known=tokenizer.base_vocab_size if untrained else None,
+        control=tokenizer.control_ids.values() if untrained else (),
+    )
+    return evaluate(model, subject.tokens, tokenizer.for_model(folder), params, ranks)
+
+
+def write_baseline(evaluation: Evaluation, path: Path = BASELINE) -> None:
+    """One line for each example."""
+    scores = evaluation.scores
+    columns = (scores.loss.tolist(), scores.tokens.tolist(), scores.correct.tolist())
+    with atomic_write(path) as file:
+        for example, (loss, tokens, correct) in enumerate(zip(*columns, strict=True)):
+            row = {"loss": loss, "tokens": tokens, "correct": correct}
+            if example in evaluation.replies:
+                row["reply"] = evaluation.replies[example]
+            if example in evaluation.matches:
+                row["match"] = evaluation.matches[example]
+            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+
+
+def read_baseline(subject: Subject, path: Path = BASELINE) -> Evaluation:
+    """What write_baseline wrote. Raises InputError where it is of another subject."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    if len(rows) != len(subject.tokens):
+        raise InputError(
+            f"{path}: {len(rows):,} examples, wanted the {len(subject.tokens):,} that are "
+            "evaluated: run `dvc repro baseline` first"
+        )
+    matches = {i: bool(row["match"]) for i, row in enumerate(rows) if "match" in row}
+    return Evaluation(
+        Scores(
+            np.array([row["loss"] for row in rows], np.float64),
+            np.array([row["tokens"] for row in rows], np.int64),
+            np.array([row["correct"] for row in rows], np.int64),
+        ),
+        {i: row["reply"] for i, row in enumerate(rows) if "reply" in row},
+        matches,
+        {i: reference(subject.tokens, subject.tokenizer, i) for i in matches},
+    )

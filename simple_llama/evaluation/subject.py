@@ -1,0 +1,57 @@
+"""What the models are scored on: the validation split, or a held-out file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simple_llama.data.examples import read_examples
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.evaluation.held_out import HeldOut
+from simple_llama.params import EvaluateParams
+
+TOKENIZER = "data/tokens/tokenizer"
+TRAIN_TOKENS = "data/tokens/train.safetensors"
+VAL_TOKENS = "data/tokens/val.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """E examples."""
+
+    tokens: Tokens
+    tokenizer: ChatTokenizer
+    categories: Sequence[str | None]
+    """(E,)"""
+    sentence: str
+    """What it is, for the report."""
+
+    @classmethod
+    def read(cls, params: EvaluateParams) -> "Subject":
+        """Of the project in the current folder. Raises InputError where eval_json_path was trained
+        on or holds nothing that can be scored."""
+        path = params.eval_json_path
+        tokenizer = ChatTokenizer.from_folder(TOKENIZER)
+        if Path(path).resolve() == Path("data/prepared/train.jsonl").resolve():
+            raise InputError(f"eval_json_path: {path} was trained on, wanted held-out examples")
+        if params.on_validation_split:
+            examples = list(read_examples(path, params.system_prompt))
+            tokens = Tokens.read(VAL_TOKENS)
+            return cls(
+                tokens=tokens,
+                tokenizer=tokenizer,
+                categories=[examples[row].category for row in tokens.rows],
+                sentence=f"The validation split, {len(tokens):,} examples. It also chose the best "
+                "checkpoint, so it is not independent of the training.",
+            )
+        held_out = HeldOut.read(path, tokenizer, params)
+        return cls(
+            tokens=held_out.tokens,
+            tokenizer=tokenizer,
+            categories=held_out.categories,
+            sentence=f"Held out: {path}, {len(held_out.tokens):,} examples; "
+            f"{held_out.left_out:,} longer than max_seq_len, or excluded by their own flags, are "
+            "left out. It chose no checkpoint; that it shares no example with the training data "
+            "is not checked.",
+        )
