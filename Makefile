@@ -31,7 +31,7 @@ bench: .venv/installed-dev
 	@$(RUN) python -m benchmarks
 
 ui: .venv/installed
-	@echo "opening on http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning (Ctrl-C ends it)"
+	@echo "opening on http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART (Ctrl-C ends it)"
 	@$(RUN) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT)
 
 exp: .venv/installed

@@ -162,8 +162,9 @@ def record(
     params: Params,
 ) -> None:
     """The same for MLflow."""
-    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
-    run.log_final({f"eval_{key}": value for key, value in numbers.items()})
+    scores = {f"eval_{key}": value for key, value in result.items()}
+    run.log_final({key: value for key, value in scores.items() if isinstance(value, float)})
+    run.tag({key: str(value) for key, value in scores.items() if isinstance(value, int)})
     run.log_file(REPORT)
     run.log_table(samples, "samples/evaluation.json")
     train = read_json("reports/train.json")

@@ -225,13 +225,14 @@ def _publish(
     write_json("models/run.json", {"run_id": run.id})
     run.log_file(Path("params.yaml"), "config")
     run.log_folder(CURVES, "curves")
-    run.tag({"resume.seconds_of_saving": f"{recorder.saving_seconds:.2f}"})
-    run.log_final(
+    run.tag(
         {
-            "train_loss": result.train_loss,
-            "best_val_loss": result.best_val_loss,
-            "best_step": result.best_step,
-        },
+            "resume.seconds_of_saving": f"{recorder.saving_seconds:.2f}",
+            "best_step": str(result.best_step),
+        }
+    )
+    run.log_final(
+        {"train_loss": result.train_loss, "best_val_loss": result.best_val_loss},
         # published twice, they stand once
         timestamp=int(recorder.curves.rows["train"][-1]["timestamp"]),
     )

@@ -67,8 +67,8 @@ def files(loss: float = 0.5, changes: Files | None = None, **settings: str) -> F
         "reports/train.json": json.dumps({"steps": 30, "best_step": 20}),
         EVAL: scores(loss),
         "reports/curves/train.csv": "step,loss\n1,7\n2,5.5\n30,0.4\n",
-        "reports/curves/val.csv": f"step,val_loss\n10,{loss + 1}\n30,{loss}\n",
-        "reports/curves/interval.csv": "step,val_loss\n0,7\n10,2\n",
+        "reports/curves/val.csv": f"step,loss\n10,{loss + 1}\n30,{loss}\n",
+        "reports/curves/interval.csv": "step,loss\n0,7\n10,2\n",
     } | (changes or {})
 
 
@@ -164,8 +164,8 @@ def test_a_name_may_be_an_experiment_a_branch_a_tag_or_a_commit(repo: Repo) -> N
     assert runs[0].params["max_lr"] == "0.01"
     assert runs[0].scores["val_loss"] == 0.4
     assert runs[0].curves["val"] == [
-        {"step": 10.0, "val_loss": 1.4},
-        {"step": 30.0, "val_loss": 0.4},
+        {"step": 10.0, "loss": 1.4},
+        {"step": 30.0, "loss": 0.4},
     ]
     assert runs[1:-1] and all(run.scores == runs[-1].scores for run in runs[1:-1])
 
@@ -358,7 +358,7 @@ def test_any_number_may_be_bad(repo: Repo, bad: str) -> None:
         for name, text in files().items()
     }
     curve = bad if bad in {"NaN", "Infinity", "0", "-1", "1e400"} else "0"
-    spoiled["reports/curves/val.csv"] = f"step,val_loss\n1,{curve}\n{curve},1\n"
+    spoiled["reports/curves/val.csv"] = f"step,loss\n1,{curve}\n{curve},1\n"
     repo.experiment("bad", spoiled)
     for names in (["bad"], ["bad", "main"]):
         drawn = [value for _, attrs in shown(*names).tags for value in attrs.values() if value]
@@ -388,7 +388,7 @@ def test_a_name_that_stands_for_nothing_is_one_line(
         (EVAL, "[]", "got list"),
         ("reports/train.json", "", "Expecting value"),
         ("reports/curves/train.csv", "step,loss\n1,x\n", "could not convert"),
-        ("reports/curves/val.csv", "step,val_loss\n1\n", "not 'NoneType'"),
+        ("reports/curves/val.csv", "step,loss\n1\n", "not 'NoneType'"),
         ("params.yaml", "a: [", "expected the node content"),
         ("params.yaml", "just text", "got str"),
         ("dvc.lock", "\x07", "special characters"),

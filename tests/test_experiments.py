@@ -101,7 +101,7 @@ def test_the_same_again_comes_from_the_run_cache_and_leads_to_its_run(project: P
         run = stored[found[name]]
         assert run.info.run_name == name
         assert run.data.params["max_lr"] == str(value)
-        assert 0 < run.data.metrics["lr"] <= value
+        assert 0 < run.data.metrics["train/lr"] <= value
     table = shown(project)
     assert {"a", "b"} <= {row["Experiment"] for row in table}
     rates = {row["Experiment"]: float(row["max_lr"]) for row in table if row["max_lr"]}
@@ -118,7 +118,7 @@ def test_the_same_again_comes_from_the_run_cache_and_leads_to_its_run(project: P
     project.run("dvc", "plots", "diff", "main", "b", "-o", "plots")
     page = (project.root / "plots/index.html").read_text()
     assert '"type": "log"' in page
-    assert {"train.csv::loss", "interval.csv::val_loss"} <= set(re.findall(r"\w+\.csv::\w+", page))
+    assert {"train.csv::loss", "interval.csv::loss"} <= set(re.findall(r"\w+\.csv::\w+", page))
 
 
 def shown(project: Project) -> list[dict[str, str]]:

@@ -97,7 +97,7 @@ def example(**changes: Any) -> ReportInput:
             {"step": s, "epoch": s / 30, "loss": 2 / s + 0.7, "lr": 3e-4 / s, "grad_norm": 1.0}
             for s in range(1, 91)
         ],
-        val_curve=[{"step": s, "val_loss": 2.3 - s / 60} for s in range(0, 91, 30)],
+        val_curve=[{"step": s, "loss": 2.3 - s / 60} for s in range(0, 91, 30)],
         lengths=[(1, 64, 900), (65, 128, 1500), (129, 412, 993)],
         samples=[sample(prompt="What is 17 + 25?", reference="42", base="17 17", tuned="42")],
         params={
@@ -239,7 +239,7 @@ def test_any_number_may_be_bad(bad: Any) -> None:
         train=spoil(report.train),
         evaluation=spoil(report.evaluation),
         train_curve=curve,
-        val_curve=[{"step": bad, "val_loss": bad}],
+        val_curve=[{"step": bad, "loss": bad}],
     )
     drawn = [value for _, attrs in Page(render(spoiled)).tags for value in attrs.values() if value]
     assert not [v for v in drawn if re.search(r"\b(nan|inf)\b", v)]
@@ -290,7 +290,7 @@ def test_size_does_not_follow_the_number_of_steps() -> None:
             {"step": s, "loss": 1 + math.sin(s), "lr": 1e-4, "grad_norm": 1 + math.cos(s)}
             for s in range(steps)
         ]
-        return render(example(train_curve=curve, val_curve=[{"step": 0, "val_loss": 1.0}]))
+        return render(example(train_curve=curve, val_curve=[{"step": 0, "loss": 1.0}]))
 
     assert len(long(100_000)) < 1.1 * len(long(1_000))
 

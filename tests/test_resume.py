@@ -121,7 +121,7 @@ def folder(tmp_path: Path) -> ResumeFolder:
     folder = ResumeFolder(tmp_path / ".resume" / "key", interval=0.0)
     folder.started(START)
     curves = Curves()
-    curves.add("val", step=6, val_loss=0.1 + 0.2, timestamp=1_700_000_000_123)
+    curves.add("val", step=6, loss=0.1 + 0.2, timestamp=1_700_000_000_123)
     best_model(folder, 3)
     folder.save({"model.a": torch.zeros(3)}, about(3, 3), step=3, best=3)
     best_model(folder, 6)
@@ -136,7 +136,7 @@ def test_what_is_loaded_is_what_was_saved_last(folder: ResumeFolder) -> None:
     assert math.isinf(state.snapshot.progress.best_val_loss)
     assert state.snapshot.tensors["model.a"].tolist() == [1, 1, 1]
     assert state.curves.rows["val"] == [
-        {"step": 6, "val_loss": 0.1 + 0.2, "timestamp": 1_700_000_000_123}
+        {"step": 6, "loss": 0.1 + 0.2, "timestamp": 1_700_000_000_123}
     ]
     assert state.curves.rows["train"] == []
     assert (state.samples, state.resumed) == ([{"step": 1, "reply": "ä"}], [3])

@@ -63,7 +63,7 @@ class ReportInput:
     train_curve: Sequence[Mapping[str, float]]
     """Rows of step, epoch, loss, lr, grad_norm."""
     val_curve: Sequence[Mapping[str, float]]
-    """Rows of step, val_loss."""
+    """Rows of step, loss."""
     lengths: Sequence[tuple[int, int, int]]
     """Histogram of example lengths: (from tokens, to tokens inclusive, examples)."""
     samples: Sequence[Mapping[str, Any]]
@@ -122,7 +122,7 @@ def curves(report: ReportInput) -> str:
     if best is not None:
         lead += f" Validation loss was lowest, {decimal(best_loss)}, at step {count(best)}."
     loss = finite_points(rows, "step", "loss")
-    val = finite_points(report.val_curve, "step", "val_loss")
+    val = finite_points(report.val_curve, "step", "loss")
     main = line_chart(
         title="Loss",
         series=[

@@ -110,10 +110,10 @@ class Run:
         self._outbox.points(step, values, timestamp or milliseconds())
 
     def log_final(self, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
-        """Metrics of the whole run."""
+        """Metrics of the whole run. MLflow compares those of step 0 as bars."""
         values = {key: float(value) for key, value in metrics.items()}
         at = timestamp or milliseconds()
-        self._outbox.put("final", metrics=values, timestamp=at, step=self._step)
+        self._outbox.put("final", metrics=values, timestamp=at, step=0)
 
     def log_text(self, text: str, file: str) -> None:
         self._outbox.put("text", text=text, file=file)

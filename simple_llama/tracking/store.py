@@ -30,7 +30,8 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
-# else the UI guesses at an application built on language models, and hides models and charts
+# else the UI may guess at an application built on language models, and hide models and charts; that
+# of 3.17 goes by its address alone (workflowType), which `make ui` prints
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from simple_llama.files import write_csv
 
 COLUMNS = {
-    "val": ("step", "val_loss", "timestamp"),
-    "interval": ("step", "val_loss", "timestamp"),
+    "val": ("step", "loss", "timestamp"),
+    "interval": ("step", "loss", "timestamp"),
     "train": ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "timestamp"),
 }
 """Of each curve; timestamp in milliseconds since 1970."""

@@ -24,11 +24,12 @@ from simple_llama.training.resume import Damaged, OtherRanks, ResumeFolder
 from simple_llama.training.stored import read_snapshot, write_tensors
 
 METRICS = {
-    "val": {"val_loss": "val_loss"},
-    "interval": {"val_loss": "val_loss_interval"},
-    "train": {name: name for name in ("loss", "lr", "grad_norm", "tokens_per_second")},
+    "val": {"loss": "val/loss"},
+    "interval": {"loss": "val/interval_loss"},
+    "train": {name: f"train/{name}" for name in ("loss", "lr", "grad_norm", "tokens_per_second")},
 }
-"""Columns of the curves and the metrics they are for the tracker."""
+"""Columns of the curves and the metrics they are for the tracker. MLflow makes a section of each
+prefix, and shows these before what has none: the curves stand above the scores."""
 
 
 class Tracker(Protocol):
@@ -136,7 +137,7 @@ class Recorder(Console):
 
     def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
         super().validated(step, loss, examples, full=full)
-        self.curves.add("val" if full else "interval", step=step, val_loss=loss, timestamp=_now())
+        self.curves.add("val" if full else "interval", step=step, loss=loss, timestamp=_now())
 
     def sampled(
         self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]

@@ -80,17 +80,17 @@ class _Lines:
 
 
 def _lines(run: Run, index: int, *, log: bool) -> _Lines:
-    def points(curve: str, key: str) -> list[Point]:
-        found = finite_points(run.curves.get(curve, []), "step", key)
+    def points(curve: str) -> list[Point]:
+        found = finite_points(run.curves.get(curve, []), "step", "loss")
         return [(x, y) for x, y in found if y > 0 or not log]
 
-    train = points("train", "loss")
+    train = points("train")
     return _Lines(
         index=index,
         name=run.name,
         train=smooth(train) if len(train) > SMOOTHED_FROM else train,
-        val=points("val", "val_loss"),
-        interval=points("interval", "val_loss"),
+        val=points("val"),
+        interval=points("interval"),
     )
 
 

@@ -56,7 +56,7 @@ class Run:
     scores: Mapping[str, Any]
     """reports/eval.json; empty where the run is not finished."""
     curves: Mapping[str, Sequence[Mapping[str, float]]]
-    """Rows of step and loss (train) or val_loss (val, interval)."""
+    """Rows of step, loss and more (train), or of step and loss (val, interval)."""
 
 
 def find_runs(names: Sequence[str]) -> tuple[list[Run], list[str]]:
