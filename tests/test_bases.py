@@ -18,6 +18,7 @@ from simple_llama.model.folder import check_fits, load_config, load_model, save_
 from tests.test_families import IDS, LLAMA3
 from tests.test_model import edit_config, logits_of, random_model, tiny_config
 
+WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
 PEAK = Path("/proc/self/status")
 
 
@@ -45,8 +46,12 @@ def folder(tmp_path: Path) -> Path:
         ({"rope_scaling": "linear"}, "rope_parameters: got 'linear', wanted an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"transformers_weights": "x.safetensors"}, "transformers_weights 'x.safetensors' is not"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window true is not"),
-        ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window true is not"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types: got 'sl"),
+        ({"model_type": "qwen3", "layer_types": ["full"] * 2}, "layer_types: 'full' is not supp"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types: got ['full_at"),
+        (WINDOW | {"sliding_window": 0}, "sliding_window: got 0, wanted a positive integer"),
+        (WINDOW | {"max_window_layers": None}, "max_window_layers: got None, wanted an integer"),
+        (WINDOW | {"num_hidden_layers": -1}, "num_hidden_layers: got -1, wanted a positive int"),
         ({"model_type": "mistral", "sliding_window": "4k"}, "sliding_window: got '4k', wanted"),
         (
             {"model_type": "smollm3", "no_rope_layers": [1]},
@@ -56,7 +61,6 @@ def folder(tmp_path: Path) -> Path:
         ({"model_type": "smollm3", "no_rope_layers": "11"}, "no_rope_layers: got '11', wanted a"),
         ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval: got 0"),
         ({"model_type": "smollm3", "num_hidden_layers": 10**12}, "num_hidden_layers: got 1000000"),
-        ({"model_type": "smollm3", "use_sliding_window": True}, "use_sliding_window true is not"),
         ({"model_type": "simple_llama_mla"}, "missing 'q_lora_rank'"),
     ],
     ids=str,
@@ -87,18 +91,6 @@ def test_quantised_weights_are_refused_even_where_the_config_is_silent(
     save_file({**state, name: tensor}, folder / "model.safetensors")
     with pytest.raises(InputError, match=f"tensor '{name}' is of .*: quantised weights are not"):
         load_model(folder)
-
-
-def mistral(folder: Path, window: int | None) -> None:
-    save_model(random_model(model_type="mistral", sliding_window=window), folder)
-
-
-def test_a_sliding_window_is_refused_where_it_would_hide_something(tmp_path: Path) -> None:
-    for window in (None, 64, 32):
-        mistral(tmp_path, window)
-        assert check_fits(tmp_path, 97, 32).max_length == (window or 64)
-    with pytest.raises(InputError, match=r"its sliding_window of 32 tokens is below max_seq_len"):
-        check_fits(tmp_path, 97, 33)
 
 
 @pytest.mark.parametrize("tied", [True, False])

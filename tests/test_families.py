@@ -13,6 +13,7 @@ from torch import Tensor
 
 from simple_llama.data.batches import collate
 from simple_llama.data.tokens import Tokens
+from simple_llama.model import blocks
 from simple_llama.model.attention import KVCache
 from simple_llama.model.config import MLA, ModelConfig
 from simple_llama.model.decoder import Decoder
@@ -59,7 +60,7 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     ),
     "llama, linear scaling": ("llama", {"rope_parameters": LINEAR}, torch.float16),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}, torch.bfloat16),
-    "mistral with a window": ("mistral", {"sliding_window": 200}, torch.float32),
+    "mistral with a window": ("mistral", {"sliding_window": 40}, torch.float32),
     "qwen2": ("qwen2", {"rope_parameters": PLAIN, "tie_word_embeddings": True}, torch.bfloat16),
     "qwen2, untied": ("qwen2", {"num_key_value_heads": 1}, torch.float32),
     "qwen3": ("qwen3", {"tie_word_embeddings": True, "head_dim": 16}, torch.bfloat16),
@@ -67,6 +68,21 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         "qwen3",
         {"attention_bias": True, "head_dim": 8, "rope_parameters": LINEAR},
         torch.float32,
+    ),
+    "qwen2 with windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+        torch.float32,
+    ),
+    "qwen3 with windows": (
+        "qwen3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 33,
+            "head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        torch.bfloat16,
     ),
     "smollm3": (
         "smollm3",
@@ -78,10 +94,21 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         {"no_rope_layers": [0, 1, 1], "attention_bias": True, "mlp_bias": True},
         torch.float32,
     ),
+    "smollm3 with windows": (
+        "smollm3",
+        {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 20},
+        torch.float32,
+    ),
 }
 """Of each: model_type, config, dtype of the checkpoint."""
 IDS = torch.randint(0, 97, (2, 120), generator=torch.Generator().manual_seed(1))
 LENGTHS = (120, 9, 61, 33)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which IDS has several, the last one not full."""
+    monkeypatch.setattr(blocks, "QUERIES", 32)
 
 
 def transformers_model(model_type: str, values: dict[str, Any], dtype: torch.dtype) -> Any:

@@ -18,6 +18,7 @@ from simple_llama.data.batches import EVEN, collate, cut, micro_batches
 from simple_llama.errors import InputError
 from simple_llama.model import packing
 from simple_llama.model.attention import attend, plain_attention
+from simple_llama.model.blocks import within
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.lora import LoRA, add_adapters
 from simple_llama.model.packing import Packed
@@ -244,15 +245,15 @@ def by_definition(
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert torch.equal(cu_seq_q, cu_seq_k)
     assert (max_q, max_k) == (int(cu_seq_q.diff().max()),) * 2
-    assert window_size == (-1, 0)
+    before, after = window_size
+    assert before >= -1 and after == 0
     out = torch.empty_like(query)
     for first, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
         q, k, v = (x[first:end].transpose(0, 1) for x in (query, key, value))
         k, v = k.repeat_interleave(share, dim=0), v.repeat_interleave(share, dim=0)
         q = q * (scale * q.shape[-1] ** 0.5)  # what plain_attention divides by
-        out[first:end] = plain_attention(q[None], k[None], v[None], is_causal=True)[0].transpose(
-            0, 1
-        )
+        seen = within(end - first, end - first, None if before < 0 else before + 1)
+        out[first:end] = plain_attention(q[None], k[None], v[None], seen)[0].transpose(0, 1)
     return out
 
 
@@ -268,8 +269,13 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ("heads", "widths"), [((4, 4), (8, 8)), ((4, 2), (8, 8)), ((2, 1), (6, 5)), ((2, 2), (5, 12))]
 )
 @pytest.mark.parametrize("offsets", [[0, 1], [0, 5, 6, 9], [0, 3, 3, 8]])
+@pytest.mark.parametrize("window", [None, 1, 2])
 def test_pytorchs_variable_length_attention_is_called_as_it_wants(
-    heads: tuple[int, int], widths: tuple[int, int], offsets: list[int], as_on_a_gpu: None
+    heads: tuple[int, int],
+    widths: tuple[int, int],
+    offsets: list[int],
+    window: int | None,
+    as_on_a_gpu: None,
 ) -> None:
     """Also one token, an example without any, and heads of widths that it does not compute."""
     (H, G), (K, W), N = heads, widths, offsets[-1]
@@ -280,8 +286,8 @@ def test_pytorchs_variable_length_attention_is_called_as_it_wants(
     )
     starts = torch.tensor(offsets, dtype=torch.int32)
     packed = Packed(starts, int(starts.diff().max()))
-    by_mask = attend(q, k, v, packed, fused=False)
-    assert (attend(q, k, v, packed, fused=True) - by_mask).abs().max() < 1e-6
+    by_mask = attend(q, k, v, packed, fused=False, window=window)
+    assert (attend(q, k, v, packed, fused=True, window=window) - by_mask).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("variant", [{}, LATENT], ids=["grouped", "mla"])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simple_llama.model import kernels, packing
+from simple_llama.model.blocks import windowed_attention, within
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm
 from simple_llama.model.packing import Packed
@@ -99,7 +100,7 @@ class Attention(nn.Module):
             width,
             bias=bias if config.output_bias is None else config.output_bias,
         )
-        self.rotates = config.rotates(layer)
+        self.rotates, self.window = config.rotates(layer), config.window(layer)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
@@ -122,30 +123,52 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out = attend(q, k, v, mask, fused=self.fused)
+        out = attend(q, k, v, mask, fused=self.fused, window=self.window)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Packed | None, *, fused: bool) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | Packed | None,
+    *,
+    fused: bool,
+    window: int | None = None,
+) -> Tensor:
     """(B, H, T, K) of queries like it over keys and values (B, G, S, K), each shared by H / G
     query heads. Without a mask the last query sees everything, the others are causal; packed, an
-    example's see that example only."""
+    example's see that example only; with a window, the last so many of all that."""
     B, H, T, K = q.shape
+    if window is not None and window >= (mask.longest if isinstance(mask, Packed) else k.shape[2]):
+        window = None  # it hides nothing
     if isinstance(mask, Packed):
         if fused and packing.runs_here(q, v):
-            return packing.packed_attention(q, k, v, mask)
+            return packing.packed_attention(q, k, v, mask, window)
         if fused and kernels.packs_here(q):
-            return kernels.packed_attention(q, k, v, mask)
+            if window is None:
+                return kernels.packed_attention(q, k, v, mask)
+            examples = (tuple(x[:, :, one] for x in (q, k, v)) for one in mask.spans())
+            alone = [attend(q, k, v, None, fused=fused, window=window) for q, k, v in examples]
+            return torch.cat(alone, dim=2)
         mask = mask.mask(T)
     share = H // k.shape[1]
+    kernel = F.scaled_dot_product_attention if fused else plain_attention
     if T == 1:
+        if window is not None:
+            k, v = k[:, :, -window:], v[:, :, -window:]
+            mask = None if mask is None else mask[..., -window:]
         causal = False
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
     else:
-        causal = mask is None
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    kernel = F.scaled_dot_product_attention if fused else plain_attention
+        if window is not None:
+            if fused and not torch.compiler.is_compiling():
+                return windowed_attention(q, k, v, mask, window, kernel)
+            seen = within(T, k.shape[2], window, q.device)
+            mask = seen if mask is None else seen & mask
+        causal = mask is None
     return kernel(q, k, v, attn_mask=mask, is_causal=causal).reshape(B, H, T, -1)
 
 

@@ -96,7 +96,9 @@ class ModelConfig:
     """One of FAMILIES: what the model is published as. What is computed, the others say."""
     rope_scaling: LinearScaling | Llama3Scaling | None = None
     sliding_window: int | None = None
-    """Positions a position sees in pretraining, itself included; None: all before it."""
+    """Positions that a position sees, itself included; None: all before it."""
+    sliding_layers: tuple[bool, ...] | None = None
+    """The layers that have this window; None: all."""
     qk_norm: Literal["head"] | None = None
     """Queries and keys are normed, each head alone, before they are rotated."""
     rotary_layers: tuple[bool, ...] | None = None
@@ -140,7 +142,7 @@ class ModelConfig:
                 f"hidden_size: got {self.hidden_size}, with a matrix of {longest} rows more than "
                 f"any memory holds"
             )
-        for by_layer in (self.rotary_layers,):
+        for by_layer in (self.sliding_layers, self.rotary_layers):
             assert by_layer is None or len(by_layer) == self.num_hidden_layers
         if self.mla:
             assert self.num_key_value_heads == self.num_attention_heads
@@ -150,6 +152,11 @@ class ModelConfig:
         """Whether this layer knows positions."""
         return self.rotary_layers is None or self.rotary_layers[layer]
 
+    def window(self, layer: int) -> int | None:
+        """Positions that a position sees in this layer, itself included; None: all before it."""
+        slides = self.sliding_layers is None or self.sliding_layers[layer]
+        return self.sliding_window if slides else None
+
     @property
     def rotary_dim(self) -> int:
         """Width of the part of a head that is rotated."""
@@ -157,11 +164,8 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """Longest sequence that generation makes, in tokens: within what pretraining saw, and
-        where a sliding window hides nothing yet."""
-        return min(
-            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
-        )
+        """Longest sequence that generation makes, in tokens: within what pretraining saw."""
+        return self.max_position_embeddings
 
 
 def _check_sizes(config: Any, *names: str) -> None:

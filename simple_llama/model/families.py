@@ -26,6 +26,9 @@ MAX_LAYERS = 10_000
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Where these are left out, `transformers` takes those of the family's first model, which may be
 beyond the vocabulary."""
+QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
+LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
+LAYER_TYPE = {slides: name for name, slides in LAYER_TYPES.items()}
 Found = Mapping[str, Any]
 """What a config.json holds, and `absent` where it is silent."""
 
@@ -86,8 +89,43 @@ def _layers(found: Found) -> int:
     return layers
 
 
-def _rotary_layers(found: Found) -> dict[str, Any]:
-    """SmolLM3's: each layer but every n-th."""
+def _windows(found: Found, sliding: Callable[[int], bool]) -> dict[str, Any]:
+    """The window of the layers that layer_types names; where it is left out, that are sliding."""
+    window = found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
+    flags = _flags(found, "layer_types", LAYER_TYPES)
+    if window is None:
+        if flags is not None and any(flags):
+            raise InputError(
+                "layer_types: got 'sliding_attention', wanted a sliding_window, and "
+                "use_sliding_window true"
+            )
+        return {}
+    flags = flags or tuple(sliding(layer) for layer in range(_layers(found)))
+    return {"sliding_window": window, "sliding_layers": flags} if any(flags) else {}
+
+
+def _layers_from_on(found: Found) -> dict[str, Any]:
+    """Qwen's windows: from one layer on."""
+    first = found["max_window_layers"]
+    if type(first) is not int:
+        raise InputError(f"max_window_layers: got {first!r:.80}, wanted an integer")
+    return _windows(found, lambda layer: layer >= first)
+
+
+def _window_keys(config: ModelConfig) -> dict[str, Any]:
+    if config.sliding_window is None:
+        return {"use_sliding_window": False}
+    slides = [config.window(layer) is not None for layer in range(config.num_hidden_layers)]
+    return {
+        "use_sliding_window": True,
+        "sliding_window": config.sliding_window,
+        "max_window_layers": slides.index(True),  # what is read where layer_types is not known
+        "layer_types": [LAYER_TYPE[flag] for flag in slides],
+    }
+
+
+def _smollm3(found: Found) -> dict[str, Any]:
+    """Each layer but every n-th knows positions; that one may have a window."""
     flags = _flags(found, "no_rope_layers", {1: True, 0: False})
     if flags is None:
         every = found["no_rope_layer_interval"]
@@ -96,7 +134,9 @@ def _rotary_layers(found: Found) -> dict[str, Any]:
                 f"no_rope_layer_interval: got {every!r:.80}, wanted a positive integer"
             )
         flags = tuple(layer % every != 0 for layer in range(1, _layers(found) + 1))
-    return {"rotary_layers": None if all(flags) else flags}
+    rotary = flags
+    windows = _windows(found, lambda layer: not rotary[layer])
+    return {"rotary_layers": None if all(rotary) else rotary, **windows}
 
 
 def _latent(found: Found) -> dict[str, Any]:
@@ -121,16 +161,22 @@ FAMILIES = {
     ),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
-        absent={"max_position_embeddings": 32768, "num_key_value_heads": 32},
+        absent={
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 32,
+            "max_window_layers": 28,
+        },
         fixed={"attention_bias": True, "output_bias": False},
-        only={"use_sliding_window": False},
+        read=_layers_from_on,
+        write=_window_keys,
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
-        absent={"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+        absent={**QWEN, "head_dim": 128},
         fixed={"qk_norm": "head"},
         keys=("attention_bias",),
-        only={"use_sliding_window": False},
+        read=_layers_from_on,
+        write=_window_keys,
     ),
     "smollm3": Family(
         architecture="SmolLM3ForCausalLM",
@@ -142,11 +188,11 @@ FAMILIES = {
             "no_rope_layer_interval": 4,
         },
         keys=("attention_bias", "mlp_bias"),
-        only={"use_sliding_window": False},
         written=NO_IDS,
-        read=_rotary_layers,
+        read=_smollm3,
         write=lambda config: {
-            "no_rope_layers": [int(config.rotates(n)) for n in range(config.num_hidden_layers)]
+            "no_rope_layers": [int(config.rotates(n)) for n in range(config.num_hidden_layers)],
+            **_window_keys(config),
         },
     ),
     MLA: Family(

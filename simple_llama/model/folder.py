@@ -233,8 +233,8 @@ def check_fits(
     which this project gave it, and examples of up to max_seq_len tokens can use.
 
     Says so where the vocabulary grows for added tokens (load_model does it), and warns where
-    positions go beyond those of pretraining. Raises InputError where there are no weights, other
-    ids would have no embedding, or a sliding window would hide part of an example.
+    positions go beyond those of pretraining. Raises InputError where there are no weights, or
+    other ids would have no embedding.
     """
     weight_files(path)
     config = load_config(path)
@@ -248,11 +248,6 @@ def check_fits(
             f"note: the vocabulary of {path} grows from {config.vocab_size} to {vocab_size} "
             "entries for the tokens that were added",
             flush=True,
-        )
-    if config.sliding_window is not None and config.sliding_window < max_seq_len:
-        raise InputError(
-            f"{path}: its sliding_window of {config.sliding_window} tokens is below max_seq_len "
-            f"({max_seq_len}) and not supported: wanted max_seq_len up to it"
         )
     if config.max_position_embeddings < max_seq_len:
         print(

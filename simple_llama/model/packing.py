@@ -6,6 +6,7 @@ Shapes as in attention.py; N tokens in the row, E examples.
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class Packed:
         places, examples = self._examples(length)
         return (examples == examples[:, None]) & (places <= places[:, None])
 
+    def spans(self) -> list[slice]:
+        """The tokens of each example that has any."""
+        return [slice(*ends) for ends in pairwise(self.offsets.tolist()) if ends[0] < ends[1]]
+
     def _examples(self, length: int) -> tuple[Tensor, Tensor]:
         places = torch.arange(length, device=self.offsets.device, dtype=torch.int32)
         return places, torch.bucketize(places, self.offsets[1:], right=True)
@@ -65,9 +70,11 @@ def runs_here(q: Tensor, v: Tensor) -> bool:
     return half and has_kernel(q.device, max(q.shape[-1], v.shape[-1]))
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v of each example alone, causal, without computing what is hidden:
-    q (1, H, N, K), k (1, G, N, K) and v (1, G, N, W); (1, H, N, W)."""
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, window: int | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v of each example alone, causal and within the window, without
+    computing what is hidden: q (1, H, N, K), k (1, G, N, K) and v (1, G, N, W); (1, H, N, W)."""
     # the module imports PyTorch's compiler: seconds
     from torch.nn.attention.varlen import varlen_attn
 
@@ -92,7 +99,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
         packed.longest,
         packed.longest,
         scale=1 / math.sqrt(q.shape[-1]),
-        window_size=(-1, 0),  # everything before, nothing after
+        # so many before itself (-1: all), nothing after
+        window_size=(-1 if window is None else window - 1, 0),
     )
     assert isinstance(out, Tensor)
     return out[..., : v.shape[-1]].transpose(0, 1)[None]
