@@ -61,6 +61,11 @@ def folder(tmp_path: Path) -> Path:
         ({"model_type": "smollm3", "no_rope_layers": "11"}, "no_rope_layers: got '11', wanted a"),
         ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval: got 0"),
         ({"model_type": "smollm3", "num_hidden_layers": 10**12}, "num_hidden_layers: got 1000000"),
+        (
+            {"model_type": "granite", "logits_scaling": 0},
+            "logits_scaling: got 0, wanted a posi",
+        ),
+        ({"model_type": "granite", "attention_multiplier": "1"}, "attention_multiplier: got '1'"),
         ({"model_type": "simple_llama_mla"}, "missing 'q_lora_rank'"),
     ],
     ids=str,

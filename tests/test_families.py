@@ -99,6 +99,22 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 20},
         torch.float32,
     ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 12,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.015625,
+            "logits_scaling": 8.0,
+            "tie_word_embeddings": True,
+        },
+        torch.bfloat16,
+    ),
+    "granite with biases, few multipliers": (
+        "granite",
+        {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.5},
+        torch.float32,
+    ),
 }
 """Of each: model_type, config, dtype of the checkpoint."""
 IDS = torch.randint(0, 97, (2, 120), generator=torch.Generator().manual_seed(1))

@@ -68,11 +68,12 @@ def test_loss_and_gradients_of_a_model(
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("offsets", [[0, 1], [0, 13, 14, 21], [0, 6, 6, 12], [0, 4, 8, 9, 9]])
-@pytest.mark.parametrize("longest", [kernels.LONGEST, 5])
+@pytest.mark.parametrize(("longest", "scale"), [(512, None), (512, 0.7), (5, None), (5, 0.7)])
 def test_packed_attention(
     heads: tuple[int, int],
     offsets: list[int],
     longest: int,
+    scale: float | None,
     small_blocks: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -84,11 +85,11 @@ def test_packed_attention(
     packed = Packed(starts, int(starts.diff().max()))
 
     def mine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return kernels.packed_attention(q, k, v, packed)
+        return kernels.packed_attention(q, k, v, packed, scale)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
-        return plain_attention(q, k, v, packed.mask(N))
+        return plain_attention(q, k, v, packed.mask(N), scale=scale)
 
     expected = gradients(plain, q, k, v)
     assert largest_difference(gradients(mine, q, k, v), expected) < 1e-5

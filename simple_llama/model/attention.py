@@ -5,6 +5,7 @@ K head width, S cached positions.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,7 @@ class Attention(nn.Module):
             width,
             bias=bias if config.output_bias is None else config.output_bias,
         )
+        self.scale = config.attention_multiplier
         self.rotates, self.window = config.rotates(layer), config.window(layer)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
@@ -123,7 +125,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out = attend(q, k, v, mask, fused=self.fused, window=self.window)
+        out = attend(q, k, v, mask, fused=self.fused, window=self.window, scale=self.scale)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
@@ -135,25 +137,28 @@ def attend(
     *,
     fused: bool,
     window: int | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """(B, H, T, K) of queries like it over keys and values (B, G, S, K), each shared by H / G
-    query heads. Without a mask the last query sees everything, the others are causal; packed, an
-    example's see that example only; with a window, the last so many of all that."""
+    query heads: softmax(scale q k^T) v, where scale is 1 / sqrt(K) unless said. Without a mask
+    the last query sees everything, the others are causal; packed, an example's see that example
+    only; with a window, the last so many of all that."""
     B, H, T, K = q.shape
     if window is not None and window >= (mask.longest if isinstance(mask, Packed) else k.shape[2]):
         window = None  # it hides nothing
     if isinstance(mask, Packed):
         if fused and packing.runs_here(q, v):
-            return packing.packed_attention(q, k, v, mask, window)
+            return packing.packed_attention(q, k, v, mask, window, scale)
         if fused and kernels.packs_here(q):
             if window is None:
-                return kernels.packed_attention(q, k, v, mask)
-            examples = (tuple(x[:, :, one] for x in (q, k, v)) for one in mask.spans())
-            alone = [attend(q, k, v, None, fused=fused, window=window) for q, k, v in examples]
+                return kernels.packed_attention(q, k, v, mask, scale)
+            examples = (tuple(x[:, :, span] for x in (q, k, v)) for span in mask.spans())
+            one = partial(attend, mask=None, fused=fused, window=window, scale=scale)
+            alone = [one(q, k, v) for q, k, v in examples]
             return torch.cat(alone, dim=2)
         mask = mask.mask(T)
     share = H // k.shape[1]
-    kernel = F.scaled_dot_product_attention if fused else plain_attention
+    kernel = partial(F.scaled_dot_product_attention if fused else plain_attention, scale=scale)
     if T == 1:
         if window is not None:
             k, v = k[:, :, -window:], v[:, :, -window:]
@@ -173,10 +178,16 @@ def attend(
 
 
 def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v, written out: what the fused kernel must equal."""
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    """softmax(scale q k^T) v, written out: what the fused kernel must equal."""
+    scores = q @ k.transpose(-1, -2)
+    scores = scores / math.sqrt(q.shape[-1]) if scale is None else scores * scale
     if is_causal:
         attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if attn_mask is not None:

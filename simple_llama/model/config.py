@@ -103,6 +103,14 @@ class ModelConfig:
     """Queries and keys are normed, each head alone, before they are rotated."""
     rotary_layers: tuple[bool, ...] | None = None
     """The layers whose queries and keys are rotated; None: all."""
+    embedding_multiplier: float = 1.0
+    """Of embeddings."""
+    residual_multiplier: float = 1.0
+    """Of each branch that is added to the residual stream."""
+    attention_multiplier: float | None = None
+    """Of queries times keys; None: 1 / sqrt(head_dim)."""
+    logits_scaling: float = 1.0
+    """What logits are divided by."""
     mla: LatentShape | None = None
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
@@ -120,7 +128,16 @@ class ModelConfig:
         )
         if self.sliding_window is not None:
             _check_sizes(self, "sliding_window")
-        _check_positive(self, "rms_norm_eps", "rope_theta")
+        _check_positive(
+            self,
+            "rms_norm_eps",
+            "rope_theta",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+        )
+        if self.attention_multiplier is not None:
+            _check_positive(self, "attention_multiplier")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if type(getattr(self, name)) is not bool:
                 raise InputError(f"{name}: got {getattr(self, name)!r}, wanted true or false")

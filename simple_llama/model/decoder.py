@@ -37,6 +37,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, *, dropout: float, fused: bool) -> None:
         super().__init__()
         self.dropout = dropout
+        self.multiplier = config.residual_multiplier
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         attention = LatentAttention if config.mla else Attention
         self.self_attn = attention(config, layer, fused=fused)
@@ -54,9 +55,23 @@ class DecoderLayer(nn.Module):
         return self._add(x, self.mlp(self.post_attention_layernorm(x)))
 
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        if self.multiplier != 1:
+            branch = branch * self.multiplier
         if self.training and self.dropout:
             return add_dropped(x, branch, self.dropout)
         return x + branch
+
+
+class OutputProjection(nn.Linear):
+    """Hidden states to logits, divided by logits_scaling."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self.divisor = config.logits_scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if self.divisor == 1 else logits / self.divisor
 
 
 class Decoder(nn.Module):
@@ -82,7 +97,7 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = OutputProjection(config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -102,6 +117,8 @@ class Decoder(nn.Module):
         cos, sin = rotary_angles(positions, self.frequencies)
         rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, R)
         x = self.embed_tokens(ids)
+        if self.config.embedding_multiplier != 1:
+            x = x * self.config.embedding_multiplier
         for layer in self.layers:
             if self.recompute_blocks and torch.is_grad_enabled():
                 # with the random state of the first time, so dropout is the same

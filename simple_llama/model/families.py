@@ -27,6 +27,12 @@ NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Where these are left out, `transformers` takes those of the family's first model, which may be
 beyond the vocabulary."""
 QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
+MULTIPLIERS = (
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "logits_scaling",
+)
 LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
 LAYER_TYPE = {slides: name for name, slides in LAYER_TYPES.items()}
 Found = Mapping[str, Any]
@@ -194,6 +200,12 @@ FAMILIES = {
             "no_rope_layers": [int(config.rotates(n)) for n in range(config.num_hidden_layers)],
             **_window_keys(config),
         },
+    ),
+    "granite": Family(
+        architecture="GraniteForCausalLM",
+        absent={"max_position_embeddings": 2048, "attention_multiplier": 1.0},
+        keys=("attention_bias", "mlp_bias", *MULTIPLIERS),
+        written=NO_IDS,
     ),
     MLA: Family(
         fixed={"attention_bias": True},

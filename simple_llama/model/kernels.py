@@ -7,6 +7,7 @@ Shapes as in attention.py; N tokens in a row of packed examples, S supervised on
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -88,8 +89,10 @@ def add_dropped(x: Tensor, branch: Tensor, rate: float) -> Tensor:
     return torch.add(x, branch * keep, alpha=1 / (1 - dropped / 2**16))
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v of each example alone, causal: q (1, H, N, K), k (1, G, N, K) and
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T) v of each example alone, causal: q (1, H, N, K), k (1, G, N, K) and
     v (1, G, N, W); (1, H, N, W)."""
     _, H, N, K = q.shape
     G = k.shape[1]
@@ -98,9 +101,11 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
         lengths = [end - begin for begin, end in pairwise(offsets)]
         examples = zip(*(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True)
-        alone = [F.scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in examples]
+        attention = partial(F.scaled_dot_product_attention, is_causal=True, scale=scale)
+        alone = [attention(q, k, v) for q, k, v in examples]
         return torch.cat(alone, dim=2)
-    out = _PackedAttention.apply(q.view(G, H // G, N, K), k[0], v[0], offsets)  # type: ignore[no-untyped-call]
+    scale = 1 / math.sqrt(K) if scale is None else scale
+    out = _PackedAttention.apply(q.view(G, H // G, N, K), k[0], v[0], offsets, scale)  # type: ignore[no-untyped-call]
     return out.view(1, H, N, -1)  # type: ignore[no-any-return]
 
 
@@ -108,10 +113,12 @@ class _PackedAttention(torch.autograd.Function):
     """q (G, R, N, K), k (G, N, K) and v (G, N, W): G heads of keys, each for R heads of queries."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: list[int], scale: float
+    ) -> Tensor:
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         # the last example's blocks may end beyond the row
-        q = F.pad(q * (1 / math.sqrt(q.shape[-1])), (0, 0, 0, GRAIN))
+        q = F.pad(q * scale, (0, 0, 0, GRAIN))
         k, v = F.pad(k, (0, 0, 0, GRAIN)), F.pad(v, (0, 0, 0, GRAIN))
         weights = []
         for block in _blocks(offsets, *q.shape[:2]):
@@ -120,12 +127,12 @@ class _PackedAttention(torch.autograd.Function):
             own += torch.full((block.size, block.size), -math.inf, dtype=q.dtype).triu_(1)
             weights.append(scores.softmax(dim=-1))
             out[block.real] = block.without_rest(torch.bmm(weights[-1], v[block.keys]))
-        ctx.offsets = offsets
+        ctx.offsets, ctx.scale = offsets, scale
         ctx.save_for_backward(q, k, v, *weights)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *weights = ctx.saved_tensors
         dq, dk, dv = (
             q.new_empty(*grad.shape[:3], q.shape[-1]),
@@ -145,7 +152,7 @@ class _PackedAttention(torch.autograd.Function):
                 else:
                     whole[block.keys] += part
         N = grad.shape[2]
-        return dq.mul_(1 / math.sqrt(q.shape[-1])), dk[:, :N], dv[:, :N], None
+        return dq.mul_(ctx.scale), dk[:, :N], dv[:, :N], None, None
 
 
 @dataclass(frozen=True)

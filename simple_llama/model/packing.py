@@ -71,9 +71,14 @@ def runs_here(q: Tensor, v: Tensor) -> bool:
 
 
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, packed: Packed, window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Packed,
+    window: int | None = None,
+    scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v of each example alone, causal and within the window, without
+    """softmax(scale q k^T) v of each example alone, causal and within the window, without
     computing what is hidden: q (1, H, N, K), k (1, G, N, K) and v (1, G, N, W); (1, H, N, W)."""
     # the module imports PyTorch's compiler: seconds
     from torch.nn.attention.varlen import varlen_attn
@@ -98,7 +103,7 @@ def packed_attention(
         packed.offsets,
         packed.longest,
         packed.longest,
-        scale=1 / math.sqrt(q.shape[-1]),
+        scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
         # so many before itself (-1: all), nothing after
         window_size=(-1 if window is None else window - 1, 0),
     )
