@@ -93,11 +93,12 @@ class Attention(nn.Module):
         self.fused = fused
         self.head_dim = config.head_dim
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        queries, keys = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = nn.Linear(width, queries * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, keys * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, keys * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(
-            config.num_attention_heads * config.head_dim,
+            queries * config.head_dim,
             width,
             bias=bias if config.output_bias is None else config.output_bias,
         )
@@ -105,8 +106,10 @@ class Attention(nn.Module):
         self.rotates, self.window = config.rotates(layer), config.window(layer)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            heads = {"head": (1, 1), "width": (queries, keys)}[config.qk_norm]
+            self.q_norm, self.k_norm = (
+                RMSNorm(count * config.head_dim, config.rms_norm_eps) for count in heads
+            )
 
     def forward(
         self,
@@ -116,17 +119,24 @@ class Attention(nn.Module):
         mask: Tensor | Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, K)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, K)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-        if self.qk_norm:  # in float32, where the weights are, then in the values' type
-            q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.qk_norm == "width":
+            q, k = self._normed(q, k)
+        q = q.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, K)
+        k = k.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, K)
+        v = v.view(B, T, -1, self.head_dim).transpose(1, 2)
+        if self.qk_norm == "head":
+            q, k = self._normed(q, k)
         if self.rotates:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         out = attend(q, k, v, mask, fused=self.fused, window=self.window, scale=self.scale)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """In float32, where the weights are, then in their own type."""
+        return self.q_norm(q.float()).to(q.dtype), self.k_norm(k.float()).to(k.dtype)
 
 
 def attend(

@@ -99,8 +99,10 @@ class ModelConfig:
     """Positions that a position sees, itself included; None: all before it."""
     sliding_layers: tuple[bool, ...] | None = None
     """The layers that have this window; None: all."""
-    qk_norm: Literal["head"] | None = None
-    """Queries and keys are normed, each head alone, before they are rotated."""
+    qk_norm: Literal["head", "width"] | None = None
+    """Queries and keys are normed before they are rotated, each head alone or all together."""
+    norms: Literal["before", "after"] = "before"
+    """Of the residual stream where it enters a branch, or of the branch where it joins it."""
     rotary_layers: tuple[bool, ...] | None = None
     """The layers whose queries and keys are rotated; None: all."""
     embedding_multiplier: float = 1.0

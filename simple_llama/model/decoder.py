@@ -16,6 +16,12 @@ from simple_llama.model.mla import LatentAttention
 from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotary_angles, rotary_frequencies
 
+NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "before": ("input_layernorm", None, "post_attention_layernorm", None),
+    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+}
+"""By name in Hugging Face's layout: before and after attention, before and after the MLP."""
+
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
@@ -32,17 +38,27 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the MLP, each added to the residual stream after its own norm."""
+    """Attention, then the MLP, each added to the residual stream, with norms before or after."""
 
     def __init__(self, config: ModelConfig, layer: int, *, dropout: float, fused: bool) -> None:
         super().__init__()
         self.dropout = dropout
         self.multiplier = config.residual_multiplier
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norms = NORMS[config.norms]
+        before, after, before_mlp, after_mlp = self.norms
+
+        def add_norm(name: str | None) -> None:
+            if name:
+                self.add_module(name, RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+        # in the order in which they compute, which is that of the parameters
+        add_norm(before)
         attention = LatentAttention if config.mla else Attention
         self.self_attn = attention(config, layer, fused=fused)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        add_norm(after)
+        add_norm(before_mlp)
         self.mlp = MLP(config)
+        add_norm(after_mlp)
 
     def forward(
         self,
@@ -51,8 +67,13 @@ class DecoderLayer(nn.Module):
         cache: KVCache | None,
         mask: Tensor | Packed | None,
     ) -> Tensor:
-        x = self._add(x, self.self_attn(self.input_layernorm(x), rotary, cache, mask))
-        return self._add(x, self.mlp(self.post_attention_layernorm(x)))
+        before, after, before_mlp, after_mlp = self.norms
+        attended = self.self_attn(self._normed(before, x), rotary, cache, mask)
+        x = self._add(x, self._normed(after, attended))
+        return self._add(x, self._normed(after_mlp, self.mlp(self._normed(before_mlp, x))))
+
+    def _normed(self, name: str | None, x: Tensor) -> Tensor:
+        return getattr(self, name)(x) if name else x
 
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         if self.multiplier != 1:

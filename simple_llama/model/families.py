@@ -207,6 +207,13 @@ FAMILIES = {
         keys=("attention_bias", "mlp_bias", *MULTIPLIERS),
         written=NO_IDS,
     ),
+    "olmo2": Family(
+        architecture="Olmo2ForCausalLM",
+        absent={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        fixed={"norms": "after", "qk_norm": "width"},
+        keys=("attention_bias",),
+        written=NO_IDS,
+    ),
     MLA: Family(
         fixed={"attention_bias": True},
         read=_latent,

@@ -32,6 +32,8 @@ def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
+        if model.config.logits_scaling != 1:
+            hidden = hidden / model.config.logits_scaling
         return _InParts.apply(hidden, weight, batch.targets, dtype)  # type: ignore[no-any-return, no-untyped-call]
     logits = model.lm_head(even_rows(hidden, EVEN))
     return summed_cross_entropy(logits, batch.targets)
