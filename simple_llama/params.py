@@ -17,6 +17,8 @@ Section = TypeVar("Section")
 
 PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 """What lora_targets may name: the matrices of a layer."""
+AUTO_TOKENS = 2048
+"""What micro_batch_tokens: auto stands for without a GPU; more are no faster there."""
 VALIDATION_SPLIT = "data/prepared/val.jsonl"
 """The eval_json_path that stands for the validation split, as tokenize left it."""
 
@@ -88,21 +90,28 @@ class ExecutionParams:
 
     device: str
     precision: Literal["auto", "bf16", "fp32"]
-    micro_batch_tokens: int
-    """Tokens in one forward pass, padding included, at most (but at least one example)."""
+    micro_batch_tokens: int | Literal["auto"]
+    """Tokens in one forward pass, padding included, at most (but at least one example); auto: on
+    CUDA what memory allows, elsewhere AUTO_TOKENS."""
     use_flash_attention: bool
     num_devices: int | Literal["auto"]
     """Of this machine; auto: all its GPUs that `device` allows, or one CPU."""
 
+    @property
+    def tokens_at_once(self) -> int:
+        """micro_batch_tokens, as far as it is known without the device."""
+        return AUTO_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
+
     def __post_init__(self) -> None:
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
         _require(known is not None, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
-        _require(
-            self.micro_batch_tokens >= 1,
-            "micro_batch_tokens",
-            self.micro_batch_tokens,
-            "1 or more",
-        )
+        if self.micro_batch_tokens != "auto":
+            _require(
+                self.micro_batch_tokens >= 1,
+                "micro_batch_tokens",
+                self.micro_batch_tokens,
+                "1 or more, or auto",
+            )
         if self.num_devices != "auto":
             several = self.device in ("auto", "cpu", "cuda")
             _require(
@@ -153,8 +162,9 @@ class TrainParams(ExecutionParams):
     model_gen_multiplier: float
     dynamic_padding: bool
     packing: bool | Literal["auto"]
-    """Whether a micro-batch is one row of examples without padding; auto: on a CPU."""
-    enable_compilation: bool
+    """Whether a micro-batch is one row of examples without padding; auto: where it is faster."""
+    enable_compilation: bool | Literal["auto"]
+    """auto: on CUDA, where this training is long enough to win back the time that it takes."""
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
     shard: Literal["none", "full"]

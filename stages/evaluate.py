@@ -149,7 +149,7 @@ def prompt_format() -> str:
 def repeatable(params: TrainParams) -> str:
     """How exactly the same training gives the same weights, where it runs."""
     device = pick_device(params.device)
-    if is_deterministic(device) and not params.enable_compilation:
+    if is_deterministic(device) and params.enable_compilation is not True:
         return f"byte for byte on {device.type}, with the same kind of processor and thread count"
     what = "compiled code" if is_deterministic(device) else device.type
     return f"closely but not byte for byte: {what} may add in another order"

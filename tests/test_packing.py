@@ -186,7 +186,7 @@ def test_auto_packs_where_attention_skips_what_is_hidden(
         progress = Progress(micro_batch_tokens=64, next_sample=1, sample_distance=1)
         one = gradients.Gradients(random_model(), data(), settings, progress, Listener(), ALONE)
         one.device = torch.device(device)
-        return one._packing
+        return one.packing
 
     assert chosen() is packs
     assert not chosen(dynamic_padding=False) and not chosen(use_flash_attention=False)
@@ -204,7 +204,7 @@ def test_auto_asks_for_a_kernel_of_the_widest_heads(monkeypatch: pytest.MonkeyPa
         settings = params(precision="bf16")
         one = gradients.Gradients(model, data(), settings, progress, Listener(), ALONE)
         one.device = torch.device("cuda")
-        assert one._packing is packs
+        assert one.packing is packs
 
 
 def packed_ways(ranks: Ranks) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def micro_batching(
     examples = first_step(tokens, params)
     whole = len(examples) * int(tokens.lengths[examples].max())
     losses, gradients = [], []
-    for budget in (params.micro_batch_tokens, 1, whole):
+    for budget in (params.tokens_at_once, 1, whole):
         batches = micro_batches(tokens, examples, budget=budget, pad_id=tokenizer.pad_id)
         losses.append(_mean_loss(model, list(batches), backward=True))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -104,7 +104,7 @@ def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: Tr
     """A step's loss, padded to the longest of each micro-batch and padded to max_seq_len."""
     examples = first_step(tokens, params)[: max(2, STEP_TOKENS // params.max_seq_len)]
     batches = partial(
-        micro_batches, tokens, examples, budget=params.micro_batch_tokens, pad_id=tokenizer.pad_id
+        micro_batches, tokens, examples, budget=params.tokens_at_once, pad_id=tokenizer.pad_id
     )
     ways = batches(), batches(pad_to=params.max_seq_len)
     return _same_loss("padding keeps the loss", model, ways)
@@ -113,7 +113,7 @@ def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: Tr
 def packing(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams) -> Check:
     """A step's loss, padded and with several examples end to end in one row."""
     examples = first_step(tokens, params)
-    several = max(params.micro_batch_tokens, 2 * int(tokens.lengths[examples].max()))
+    several = max(params.tokens_at_once, 2 * int(tokens.lengths[examples].max()))
     batches = partial(micro_batches, tokens, examples, budget=several, pad_id=tokenizer.pad_id)
     return _same_loss("packing keeps the loss", model, (batches(), batches(packing=True)))
 
@@ -209,7 +209,7 @@ def _evaluate(
         model,
         tokens,
         examples,
-        budget=params.micro_batch_tokens,
+        budget=params.tokens_at_once,
         pad_id=tokenizer.pad_id,
         precision="fp32",
     )

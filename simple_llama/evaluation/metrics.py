@@ -13,12 +13,16 @@ from simple_llama.data.batches import Indices, cut, split_reply, spread
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast
+from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
 from simple_llama.params import EvaluateParams
 from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.loss import Scores, score
 
+SHARE = 0.5
+"""Of a GPU's free memory that is filled at most."""
+MOST_TOKENS = 2**17
+"""At once; more are not faster."""
 LONG_SAMPLES = 8
 """Examples with a reference too long for exact match that are answered all the same, to be read."""
 
@@ -46,11 +50,12 @@ def evaluate(
     """Score every example, and answer those whose reference is short, plus a few long ones; the
     ranks share the work, and each gets the whole result."""
     device = next(model.parameters()).device
+    budget = tokens_at_once(model, params)
     scores = score(
         model,
         tokens,
         np.arange(len(tokens)),
-        budget=params.micro_batch_tokens,
+        budget=budget,
         pad_id=tokenizer.pad_id,
         precision=params.precision,
         ranks=ranks,
@@ -58,18 +63,31 @@ def evaluate(
     short, long = exact_match_examples(tokens, params.exact_match_max_tokens)
     with autocast(device, params.precision):
         most = params.exact_match_max_tokens
-        answers = _answer(model, tokens, tokenizer, short, most, params, ranks)
+        answers = _answer(model, tokens, tokenizer, short, most, budget, ranks)
         # a reply that goes on, or holds a control token, is not the reference's text alone
         unended = {i for i, ids in answers.items() if len(ids) > most or tokenizer.has_control(ids)}
         some_long = long[spread(len(long), LONG_SAMPLES)] if len(long) else long
         longest = int(tokens.lengths.max())
-        answers |= _answer(model, tokens, tokenizer, some_long, longest, params, ranks)
+        answers |= _answer(model, tokens, tokenizer, some_long, longest, budget, ranks)
     replies = {i: tokenizer.decode(ids) for i, ids in answers.items()}
     references = {i: reference(tokens, tokenizer, i) for i in short.tolist()}
     matches = {
         i: i not in unended and replies[i].strip() == references[i].strip() for i in references
     }
     return Evaluation(scores, replies, matches, references)
+
+
+def tokens_at_once(model: Decoder, params: EvaluateParams) -> int:
+    """micro_batch_tokens; auto: as many as SHARE of a GPU's free memory has room for, their keys
+    and values in all layers and what one layer computes of them, in float32 at most."""
+    free = free_memory(next(model.parameters()).device)
+    if params.micro_batch_tokens != "auto" or free is None:
+        return params.tokens_at_once
+    config = model.config
+    cached = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    computed = 8 * config.hidden_size + 4 * config.intermediate_size
+    most = SHARE * free / (4 * (cached + computed))
+    return int(min(MOST_TOKENS, max(params.tokens_at_once, most)))
 
 
 def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indices]:
@@ -90,7 +108,7 @@ def _answer(
     tokenizer: ChatTokenizer,
     examples: Indices,
     max_tokens: int,
-    params: EvaluateParams,
+    budget: int,
     ranks: Ranks,
 ) -> dict[int, list[int]]:
     """Greedy replies, as token ids, in batches of like length.
@@ -102,7 +120,7 @@ def _answer(
     for example, prompt in prompts.items():
         lengths[example] = len(prompt) + max_tokens
     replies: dict[int, list[int]] = {}
-    groups = cut(lengths, examples, params.micro_batch_tokens, None)
+    groups = cut(lengths, examples, budget, None)
     mine = ranks.share(groups, [len(group) * int(lengths[group[0]]) for group in groups])
     for group in tqdm(mine, desc="answering", unit="batch", disable=None, leave=False):
         answers = generate(

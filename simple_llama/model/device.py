@@ -88,6 +88,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return contextlib.nullcontext()
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may still fill with tensors; None where it is not told."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether PyTorch raised this for want of memory; only GPUs have a type for it."""
     said = str(error)

@@ -49,6 +49,7 @@ class Console:
         )
 
     def preflighted(self, preflight: Preflight) -> None:
+        self._say(micro_batches(preflight))
         self._say(
             f"longest step (up to {preflight.longest:,} tokens): {preflight.seconds:.2f} s, "
             f"peak memory {preflight.peak_memory / 1e9:.2f} GB; "
@@ -116,3 +117,10 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def micro_batches(preflight: Preflight) -> str:
+    """How steps are computed: 'micro-batches of up to 2,048 tokens, packed, not compiled'."""
+    packed = "packed" if preflight.packed else "padded"
+    compiled = "compiled" if preflight.compiled else "not compiled"
+    return f"micro-batches of up to {preflight.micro_batch_tokens:,} tokens, {packed}, {compiled}"

@@ -89,14 +89,14 @@ class Gradients:
             budget=self._budget(examples),
             pad_id=self.data.pad_id,
             pad_to=self._pad_to,
-            packing=self._packing,
+            packing=self.packing,
             rank=rank,
         )
         return list(batches)
 
     @property
-    def _packing(self) -> bool:
-        """auto: where it is known to be faster."""
+    def packing(self) -> bool:
+        """Whether micro-batches are packed; auto: where that is known to be faster."""
         if self.params.packing != "auto":
             return self.params.packing
         return (

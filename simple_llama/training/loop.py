@@ -12,9 +12,9 @@ import torch
 
 from simple_llama.data.batches import Indices, Plan, split_reply, spread
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast
+from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
-from simple_llama.model.sharding import at_rest, whole
+from simple_llama.model.sharding import at_rest, local, whole
 from simple_llama.params import TrainParams
 from simple_llama.training.distributed import ALONE, Ranks
 from simple_llama.training.gradients import Gradients
@@ -29,7 +29,13 @@ from simple_llama.training.observer import (
     TrainResult,
 )
 from simple_llama.training.optimizer import AdamW, learning_rate, trained, warmup_steps
-from simple_llama.training.preflight import longest_step, preflight
+from simple_llama.training.preflight import (
+    Preflight,
+    compilation_pays,
+    fitting_tokens,
+    longest_step,
+    preflight,
+)
 
 SPIKE_MEMORY = 50
 """Steps over which the mean loss is taken that a spike is compared with."""
@@ -91,7 +97,7 @@ class Trainer:
         self.optimizer = AdamW(model, params)
         first = params.eval_interval or self.plan.steps_per_epoch
         self.progress = Progress(
-            micro_batch_tokens=params.micro_batch_tokens, next_sample=first, sample_distance=first
+            micro_batch_tokens=params.tokens_at_once, next_sample=first, sample_distance=first
         )
         self.gradients = Gradients(model, data, params, self.progress, observer, ranks)
 
@@ -140,11 +146,28 @@ class Trainer:
         return stopped or self.progress.step >= self.plan.steps
 
     def _preflight(self) -> None:
-        """Compute the longest step once, without an update: what fails fails now."""
-        plan, lengths = self.plan, self.data.train.lengths
-        examples = plan.at(longest_step(plan, lengths))
-        if self.params.enable_compilation:
+        """Compute the longest step once, without an update: what fails fails now. What is auto is
+        decided by it, before the first step of all."""
+        params, progress = self.params, self.progress
+        examples = self.plan.at(longest_step(self.plan, self.data.train.lengths))
+        chosen = params.enable_compilation
+        if progress.compiled if chosen == "auto" else chosen:
             self.gradients.compile(examples)
+        result = self._longest(examples)
+        if params.micro_batch_tokens == "auto" and progress.step == 0:
+            fitting = min(self.ranks.gathered(self._fitting_tokens(examples, result)))
+            if fitting > progress.micro_batch_tokens:
+                progress.micro_batch_tokens = fitting
+                result = self._longest(examples)
+        if chosen == "auto" and progress.compiled is None:
+            if self.ranks.told(compilation_pays(self.device, result.seconds_left)):
+                self.gradients.compile(examples)
+                result = self._longest(examples)
+            progress.compiled = self.gradients.compiled
+        self.observer.preflighted(result)
+
+    def _longest(self, examples: Indices) -> Preflight:
+        """What the longest step, of these examples, takes."""
 
         def compute() -> int:
             self.gradients.compute(examples, 0)[0].item()  # wait for it
@@ -154,13 +177,30 @@ class Trainer:
             self.model,
             self.optimizer,
             compute,
-            plan=plan,
-            lengths=lengths,
-            steps_left=plan.steps - self.progress.step,
+            packed=self.gradients.packing,
+            compiled=self.gradients.compiled,
+            plan=self.plan,
+            lengths=self.data.train.lengths,
+            steps_left=self.plan.steps - self.progress.step,
             alone=self.ranks.of == 1,
         )
         self.optimizer.zero_grad()
-        self.observer.preflighted(result)
+        return result
+
+    def _fitting_tokens(self, examples: Indices, result: Preflight) -> int:
+        """What micro_batch_tokens: auto stands for on this rank's device."""
+        free = free_memory(self.device)
+        if free is None:
+            return self.progress.micro_batch_tokens
+        weights = sum(local(p).nbytes for p in self.model.parameters())
+        trained = sum(local(p).nbytes for p in self.optimizer.weights.values())
+        batches = self.gradients.batches(examples, self.ranks)
+        return fitting_tokens(
+            max([batch.ids.numel() for batch in batches], default=1),
+            peak=result.peak_memory,
+            held=weights + 3 * trained,  # a gradient and two moments of each
+            room=free + weights,
+        )
 
     def step(self) -> None:
         """One optimizer step over all its micro-batches."""

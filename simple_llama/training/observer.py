@@ -48,10 +48,12 @@ class Progress:
     """What the loop carries from step to step besides weights and optimizer."""
 
     micro_batch_tokens: int
-    """The param's, or less where memory did not suffice."""
+    """The param's, what auto found, or less where memory did not suffice."""
     next_sample: int
     sample_distance: float
     step: int = 0
+    compiled: bool | None = None
+    """What enable_compilation: auto has decided on; None: nothing yet."""
     best_val_loss: float = math.inf
     best_step: int = 0
     epochs_without_better: int = 0

@@ -16,7 +16,7 @@ from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.weights import write_safetensors
 from simple_llama.process import warn
-from simple_llama.training.console import Console
+from simple_llama.training.console import Console, micro_batches
 from simple_llama.training.curves import Curves
 from simple_llama.training.observer import Diverged, Progress, Snapshot, StepRecord, TrainingData
 from simple_llama.training.preflight import Preflight
@@ -116,7 +116,12 @@ class Recorder(Console):
 
     def preflighted(self, preflight: Preflight) -> None:
         super().preflighted(preflight)
-        self.tracker.tag({"preflight.peak_memory_gb": f"{preflight.peak_memory / 1e9:.2f}"})
+        self.tracker.tag(
+            {
+                "preflight.peak_memory_gb": f"{preflight.peak_memory / 1e9:.2f}",
+                "preflight.computes": micro_batches(preflight),
+            }
+        )
 
     def lowered(self, micro_batch_tokens: int) -> None:
         super().lowered(micro_batch_tokens)
