@@ -96,6 +96,8 @@ class ExecutionParams:
     use_flash_attention: bool
     num_devices: int | Literal["auto"]
     """Of this machine; auto: all its GPUs that `device` allows, or one CPU."""
+    deterministic: bool
+    """Whether only kernels that repeat their bytes compute, and nothing is decided by measuring."""
 
     @property
     def tokens_at_once(self) -> int:

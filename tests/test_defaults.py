@@ -1,6 +1,7 @@
 """What `auto` stands for, with devices of any memory and speed."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 
 from simple_llama.data.batches import MicroBatch
+from simple_llama.errors import InputError
 from simple_llama.evaluation import metrics
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import compute_deterministically, is_deterministic
 from simple_llama.params import AUTO_TOKENS, EvaluateParams, Params
 from simple_llama.training import gradients, loop, preflight
 from simple_llama.training.console import micro_batches
+from simple_llama.training.distributed import Ranks
+from simple_llama.training.launch import on_devices
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
 from simple_llama.training.observer import Snapshot
@@ -120,6 +125,63 @@ def test_a_training_that_pays_is_compiled_and_stays_so(monkeypatch: pytest.Monke
     train(new_model(), data(), settings, again, keeper.kept)
     assert again.preflight.compiled, "decided before the first step"
     assert [step.loss for step in again.steps] == [step.loss for step in keeper.steps][3:]
+
+
+def test_deterministic_decides_nothing_by_measuring(
+    device: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "compilation_pays", lambda device, seconds: True)
+    settings = params(micro_batch_tokens="auto", enable_compilation="auto", deterministic=True)
+    device["free"] = 10**9
+    _, heard, _ = run(settings)
+    assert heard.preflight.micro_batch_tokens == AUTO_TOKENS
+    assert not heard.preflight.compiled
+    monkeypatch.setattr(metrics, "free_memory", lambda device: 10**9)
+    evaluation = replace(Params(COMMITTED).section(EvaluateParams), deterministic=True)
+    assert metrics.tokens_at_once(random_model(), evaluation) == AUTO_TOKENS
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    compute_deterministically()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_stage_is_told_before_it_computes(deterministic: None) -> None:
+    torch.use_deterministic_algorithms(False)
+    seen: list[bool] = []
+
+    def work(device: torch.device, ranks: Ranks) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    for wanted in (False, True):
+        on_devices("stages.train", params(deterministic=wanted), work, share=True)
+    assert seen == [False, True]
+
+
+def test_deterministic_algorithms_train_the_same_on_a_cpu(deterministic: None) -> None:
+    assert is_deterministic(CUDA)
+    mine, _, _ = run(params(dropout=0.2, deterministic=True))
+    torch.use_deterministic_algorithms(False)
+    plain, _, _ = run(params(dropout=0.2))
+    for one, other in zip(mine.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_named(
+    deterministic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def putting(model: Decoder, batch: MicroBatch) -> torch.Tensor:
+        return torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0])).sum()
+
+    monkeypatch.setattr(gradients, "summed_loss", putting)
+    with pytest.raises(
+        InputError,
+        match="deterministic: got true, wanted false on cpu: put_.* has no deterministic",
+    ):
+        run(params(deterministic=True))
 
 
 @pytest.mark.parametrize("free", [None, 10**6, 10**8, 10**12])

@@ -81,7 +81,7 @@ def tokens_at_once(model: Decoder, params: EvaluateParams) -> int:
     """micro_batch_tokens; auto: as many as SHARE of a GPU's free memory has room for, their keys
     and values in all layers and what one layer computes of them, in float32 at most."""
     free = free_memory(next(model.parameters()).device)
-    if params.micro_batch_tokens != "auto" or free is None:
+    if params.micro_batch_tokens != "auto" or free is None or params.deterministic:
         return params.tokens_at_once
     config = model.config
     cached = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim

@@ -1,6 +1,7 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -124,6 +125,19 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
         "precision": kind,
         "deterministic": str(is_deterministic(device)).lower(),
     }
+
+
+def compute_deterministically() -> None:
+    """From now on by PyTorch's deterministic algorithms; what has none raises a RuntimeError that
+    `has_no_deterministic` tells. Before anything computes: cuBLAS is told once."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def has_no_deterministic(error: RuntimeError) -> str | None:
+    """The operation for which PyTorch has no deterministic algorithm, where it says so."""
+    found = re.match(r"(.+?) does not have a deterministic implementation", str(error))
+    return found and found[1]
 
 
 def is_deterministic(device: torch.device) -> bool:

@@ -19,7 +19,13 @@ from simple_llama.errors import InputError
 from simple_llama.model import packing
 from simple_llama.model.compilation import compile_layers, leave_uncompiled
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast, is_out_of_memory, release_memory, uses_bf16
+from simple_llama.model.device import (
+    autocast,
+    has_no_deterministic,
+    is_out_of_memory,
+    release_memory,
+    uses_bf16,
+)
 from simple_llama.params import TrainParams
 from simple_llama.training.distributed import Averager, Ranks
 from simple_llama.training.loss import summed_loss
@@ -62,6 +68,11 @@ class Gradients:
             try:
                 loss = self._accumulate(self.batches(examples, self.ranks), supervised)
             except RuntimeError as error:
+                if operation := has_no_deterministic(error):
+                    raise InputError(
+                        f"deterministic: got true, wanted false on {self.device}: {operation} has "
+                        "no deterministic kernel there"
+                    ) from None
                 if not is_out_of_memory(error):
                     raise
                 if self.ranks.in_step:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from simple_llama.errors import InputError
-from simple_llama.model.device import claimed, devices
+from simple_llama.model.device import claimed, compute_deterministically, devices
 from simple_llama.params import ExecutionParams
 from simple_llama.process import dvc_ancestor, ends_with
 from simple_llama.training.distributed import ALONE, Ranks, group
@@ -30,6 +30,8 @@ def on_devices(
 
     share: other stages may compute on the same devices. Returns, or exits, when all are done.
     """
+    if params.deterministic:
+        compute_deterministically()
     if "LOCAL_RANK" in os.environ:  # torchrun started this process
         with ends_with(os.getppid(), "torchrun"):
             _as_rank(params, work, sharded)

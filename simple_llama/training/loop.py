@@ -154,13 +154,14 @@ class Trainer:
         if progress.compiled if chosen == "auto" else chosen:
             self.gradients.compile(examples)
         result = self._longest(examples)
-        if params.micro_batch_tokens == "auto" and progress.step == 0:
+        if params.micro_batch_tokens == "auto" and progress.step == 0 and not params.deterministic:
             fitting = min(self.ranks.gathered(self._fitting_tokens(examples, result)))
             if fitting > progress.micro_batch_tokens:
                 progress.micro_batch_tokens = fitting
                 result = self._longest(examples)
         if chosen == "auto" and progress.compiled is None:
-            if self.ranks.told(compilation_pays(self.device, result.seconds_left)):
+            pays = compilation_pays(self.device, result.seconds_left) and not params.deterministic
+            if self.ranks.told(pays):
                 self.gradients.compile(examples)
                 result = self._longest(examples)
             progress.compiled = self.gradients.compiled
