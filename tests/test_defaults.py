@@ -13,7 +13,7 @@ from simple_llama.data.batches import MicroBatch
 from simple_llama.errors import InputError
 from simple_llama.evaluation import metrics
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import compute_deterministically, is_deterministic
+from simple_llama.model.device import autocast, compute_deterministically, is_deterministic
 from simple_llama.params import AUTO_TOKENS, EvaluateParams, Params
 from simple_llama.training import gradients, loop, preflight
 from simple_llama.training.console import micro_batches
@@ -179,9 +179,18 @@ def test_an_operation_without_a_deterministic_algorithm_is_named(
     monkeypatch.setattr(gradients, "summed_loss", putting)
     with pytest.raises(
         InputError,
-        match="deterministic: got true, wanted false on cpu: put_.* has no deterministic",
+        match=r"deterministic: got true, wanted false on cpu: put_.* has no deterministic",
     ):
         run(params(deterministic=True))
+
+
+def test_on_cuda_no_attention_plans_for_each_length() -> None:
+    """PyTorch's switches, which exist without a GPU too."""
+    enabled: Any = torch.backends.cuda
+    before = enabled.cudnn_sdp_enabled()
+    with autocast(CUDA, "fp32"):
+        assert enabled.flash_sdp_enabled() and not enabled.cudnn_sdp_enabled()
+    assert enabled.cudnn_sdp_enabled() == before
 
 
 @pytest.mark.parametrize("free", [None, 10**6, 10**8, 10**12])
