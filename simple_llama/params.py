@@ -171,6 +171,10 @@ class TrainParams(ExecutionParams):
     """What the backward pass computes again to save memory."""
     shard: Literal["none", "full"]
     """Whether each of several devices holds a part of the model only."""
+    weights: Literal["fp32", "bf16"]
+    """What matrices are held in where all weights are trained, and their gradients."""
+    optimizer_state: Literal["fp32", "bf16", "8bit"]
+    """What AdamW's two moments of each weight are held in."""
     lora_rank: int
     """Of the adapters; 0: all weights are trained."""
     lora_alpha: float
@@ -237,7 +241,26 @@ class TrainParams(ExecutionParams):
             self.model_gen_multiplier,
             "1 or more",
         )
+        self._check_memory()
         self._check_lora()
+
+    def _check_memory(self) -> None:
+        """What is rounded is rounded whole, on each device."""
+        for key in ("weights", "optimizer_state"):
+            value = getattr(self, key)
+            _require(self.shard == "none" or value == "fp32", key, value, "fp32 with shard: full")
+        _require(
+            self.lora_rank == 0 or self.weights == "fp32",
+            "weights",
+            self.weights,
+            "fp32 with lora_rank: adapters are small, and their base is held in bf16 as it is",
+        )
+        _require(
+            self.precision != "fp32" or self.weights == "fp32",
+            "weights",
+            self.weights,
+            "fp32 with precision: fp32",
+        )
 
     def _check_lora(self) -> None:
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")

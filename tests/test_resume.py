@@ -59,6 +59,11 @@ class Keeper(Listener):
         SETTINGS,
         dataclasses.replace(SETTINGS, early_stopping_patience=1, max_lr=0.3),
         dataclasses.replace(SETTINGS, epochs=2, lora_rank=2, lora_dropout=0.2),
+        dataclasses.replace(SETTINGS, epochs=2, weights="bf16", precision="bf16"),
+        dataclasses.replace(SETTINGS, epochs=2, optimizer_state="8bit"),
+        dataclasses.replace(
+            SETTINGS, epochs=2, optimizer_state="bf16", weights="bf16", precision="bf16"
+        ),
     ],
 )
 def test_continued_after_any_step_it_ends_with_the_same_bytes(settings: TrainParams) -> None:

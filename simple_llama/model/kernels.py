@@ -51,7 +51,9 @@ class RMSNorm(nn.RMSNorm):
             dtype = torch.get_autocast_dtype(x.device.type)
         if runs_here(x):
             return _RMSNorm.apply(x, self.weight, self.eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
-        return super().forward(x).to(dtype)
+        # of x's type, so that one kernel computes it where the weight is held in another
+        weight = self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps).to(dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -209,15 +209,11 @@ class Trainer:
         step = self.progress.step
         examples = self.plan.at(step)
         lr = learning_rate(step, self.plan.steps, self.params)
-        self.optimizer.lr = lr
+        self.optimizer.lr, self.optimizer.number = lr, step
 
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         computed, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
-        clipped = whole(
-            torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.params.max_grad_norm or math.inf
-            )
-        )
+        clipped = whole(self.optimizer.clip(self.params.max_grad_norm or math.inf))
         loss, norm = computed.item(), clipped.item()  # a GPU is waited for here only
         self._check(loss, norm, examples)
         self.optimizer.step()

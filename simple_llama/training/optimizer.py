@@ -1,18 +1,26 @@
 """AdamW and its learning rate."""
 
 import math
+from collections.abc import Iterator
+from hashlib import sha256
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.sharding import local
 from simple_llama.params import TrainParams
+from simple_llama.training.moments import KINDS, NAMES
+from simple_llama.training.rounding import to_bf16
 
 EPSILON = 1e-8
 """In AdamW's denominator."""
+SPAN = 2**24
+"""Weights that are updated at once where they or their moments are not held in float32: what is
+computed of them in between takes some 30 bytes each."""
 
 
 def trained(model: Decoder) -> dict[str, Parameter]:
@@ -32,18 +40,52 @@ class AdamW:
         self.weights = trained(model)
         self.params = params
         self.lr = params.max_lr
+        self.number = 0
+        """Of the step that is made, from 0: what is rounded at random is a function of (seed,
+        step)."""
+        self.moments = KINDS[params.optimizer_state]
         self.state: dict[str, dict[str, Tensor]] = {}
-        """By parameter, from the first step on: exp_avg and exp_avg_sq, shaped as the parameter,
-        and the number of steps, a float32 scalar."""
+        """By parameter, from the first step on: its moments, and the number of steps, a float32
+        scalar."""
         self.decays = {
             name: p.ndim >= 2 and p is not model.embed_tokens.weight
             for name, p in self.weights.items()
         }
 
+    @property
+    def state_bytes(self) -> int:
+        """What the moments take on this rank."""
+        each = 2 * self.moments.bytes_each
+        return int(each * sum(local(p).numel() for p in self.weights.values()))
+
+    def clip(self, most: float) -> Tensor:
+        """Scale the gradients to a global norm of at most so much, and give what it was, a float32
+        scalar that may be sharded."""
+        parameters = self.weights.values()
+        if all(p.dtype == torch.float32 for p in parameters):
+            norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, most)
+            return norm
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        for one in gradients:
+            one.mul_((most / (norm + 1e-6)).clamp_max(1.0))
+        return norm
+
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter by its gradient."""
         self.make_state()
+        if self.params.optimizer_state == "fp32" and self.params.weights == "fp32":
+            self._step_in_float32()
+            return
+        for index, (name, weight) in enumerate(self.weights.items()):
+            # of its own for each, so that what one draws changes no other
+            seed = sha256(f"{self.params.seed} {self.number} {index}".encode()).digest()
+            generator = Generator(weight.device).manual_seed(int.from_bytes(seed[:7]))
+            self._update(name, weight, generator)
+
+    def _step_in_float32(self) -> None:
         for decays in (True, False):
             names = [name for name in self.weights if self.decays[name] == decays]
             weights: list[Tensor] = [self.weights[name] for name in names]
@@ -67,19 +109,43 @@ class AdamW:
                 maximize=False,
             )
 
+    def _update(self, name: str, weight: Tensor, generator: Generator) -> None:
+        """The same in float32, a span after the other, and what is kept rounded without a bias."""
+        state, moments, params = self.state[name], self.moments, self.params
+        assert weight.grad is not None, name
+        state["step"] += 1
+        steps = self.number + 1
+        size = self.lr / (1 - params.beta1**steps)
+        root = math.sqrt(1 - params.beta2**steps)
+        flat, gradient = weight.view(-1), weight.grad.view(-1)
+        for span in _spans(weight.numel()):
+            x, g = flat[span].float(), gradient[span].float()
+            mean, square = (moments.read(state, moment, span) for moment in NAMES)
+            mean = mean.lerp(g, 1 - params.beta1)
+            square = square.mul(params.beta2).addcmul_(g, g, value=1 - params.beta2)
+            if self.decays[name]:
+                x = x * (1 - self.lr * params.weight_decay)
+            x = x.addcdiv(mean, square.sqrt().div_(root).add_(EPSILON), value=-size)
+            flat[span] = x if weight.dtype == torch.float32 else to_bf16(x, generator)
+            for moment, value in zip(NAMES, (mean, square)):
+                moments.write(state, moment, span, value, generator)
+
     def make_state(self) -> None:
         """As before the first step, where there is none yet."""
         if not self.state:
-            self.state = {name: _no_moments(p) for name, p in self.weights.items()}
+            self.state = {
+                name: self.moments.new(p) | {"step": torch.zeros((), device=p.device)}
+                for name, p in self.weights.items()
+            }
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
             weight.grad = None
 
 
-def _no_moments(weight: Tensor) -> dict[str, Tensor]:
-    moments = {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
-    return moments | {"step": torch.zeros((), device=weight.device)}
+def _spans(size: int) -> Iterator[slice]:
+    for start in range(0, size, SPAN):
+        yield slice(start, min(start + SPAN, size))
 
 
 def learning_rate(step: int, steps: int, params: TrainParams) -> float:

@@ -12,7 +12,6 @@ import torch
 
 from simple_llama.data.batches import Indices, Plan, epoch_order
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.sharding import local
 from simple_llama.training.optimizer import AdamW
 
 ENOUGH = 2**14
@@ -69,7 +68,7 @@ def preflight(
     It is computed twice: the first time includes what happens once only, such as allocations.
     """
     device = next(model.parameters()).device
-    moments = 0 if optimizer.state else 2 * sum(local(p).nbytes for p in optimizer.weights.values())
+    moments = 0 if optimizer.state else optimizer.state_bytes
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     reserve = torch.empty(moments, dtype=torch.uint8, device=device)

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simple_llama.errors import InputError
 from simple_llama.files import copy_folder
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import uses_bf16
@@ -19,6 +20,7 @@ from simple_llama.model.lora import (
     merged,
     save_adapter,
 )
+from simple_llama.model.weights import check_range
 from simple_llama.params import TrainParams
 from simple_llama.process import main_root
 from simple_llama.training.resume import ResumeFolder
@@ -55,7 +57,18 @@ class AllWeights:
         self.tokenizer = tokenizer
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
-        pass
+        """Raises InputError where the device does not compute in bfloat16, nor then hold in it."""
+        if params.weights == "bf16":
+            device = model.embed_tokens.weight.device
+            if not uses_bf16(device, params.precision):
+                raise InputError(
+                    f"weights: got bf16, and precision: auto is fp32 on this {device.type}, wanted "
+                    "weights: fp32, or precision: bf16"
+                )
+            for name, parameter in model.named_parameters():
+                if parameter.ndim >= 2:  # norms and biases are small, and near one coarse
+                    check_range(parameter.data, torch.bfloat16, name)
+                    parameter.data = parameter.data.bfloat16()
 
     def save(self, model: Decoder, folder: Path) -> None:
         save_model(model, folder, self.tokenizer)

@@ -1,0 +1,65 @@
+"""Float32 numbers kept in 16 or 8 bits, without a bias.
+
+Rounded to the nearest, an update below half the distance between two representable numbers is lost
+whenever it is made; rounded up or down at random, with the probability that keeps the mean, it is
+made in the long run (https://arxiv.org/abs/2010.06192).
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+BLOCK = 256
+"""Numbers that share a scale in 8 bits."""
+DECADES = 7
+
+
+def to_bf16(x: Tensor, generator: Generator) -> Tensor:
+    """Float32 x to bfloat16, stochastically: a random number below the last bit that is kept is
+    added, and the bits below are cut off. What bfloat16 holds exactly stays."""
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None, generator=generator)
+    noise = words.view(torch.int16)[: x.numel()].view(x.shape).int() & 0xFFFF
+    bits = x.contiguous().view(torch.int32)
+    rounded = ((bits + noise) & ~0xFFFF).view(torch.float32)
+    # the noise would turn an infinity into no number
+    return torch.where(x.isfinite(), rounded, x).bfloat16()
+
+
+@cache
+def levels(signed: bool, device: torch.device) -> Tensor:
+    """The 256 numbers that 8 bits stand for, sorted, up to 1: a decade of magnitudes has twice as
+    many as the one below (dynamic tree quantisation, https://arxiv.org/abs/2110.02861)."""
+    found = [0.0, 1.0]
+    for decade in range(DECADES):
+        count = 2 ** (decade + (0 if signed else 1))
+        width = 0.9 / count
+        means = (0.1 + width * (index + 0.5) for index in range(count))
+        found += [10.0 ** (decade - DECADES + 1) * mean for mean in means]
+    if signed:  # without the smallest, which makes room for -1
+        found += [-value for value in sorted(found)[2:]]
+    return torch.tensor(sorted(found), device=device)
+
+
+def to_8bit(x: Tensor, signed: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Float32 x (N,) as codes, uint8 (N,), and the scale of each BLOCK, float32 (N / BLOCK, rounded
+    up); to one of the two next levels, stochastically. Without a sign x is not negative."""
+    table = levels(signed, x.device)
+    blocks = F.pad(x, (0, -len(x) % BLOCK)).view(-1, BLOCK)
+    scales = blocks.abs().amax(1)
+    unit = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    above = torch.searchsorted(table, unit).clamp_(1, len(table) - 1)
+    low, high = table[above - 1], table[above]
+    share = (unit - low) / (high - low)
+    noise = torch.rand(unit.shape, device=x.device, generator=generator)
+    codes = torch.where(noise < share, above, above - 1)
+    return codes.to(torch.uint8).view(-1)[: len(x)], scales
+
+
+def from_8bit(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
+    """Float32 (N,) of what to_8bit gave."""
+    units = levels(signed, codes.device)[codes.int()]
+    blocks = F.pad(units, (0, -len(units) % BLOCK)).view(-1, BLOCK) * scales[:, None]
+    return blocks.view(-1)[: len(units)]
