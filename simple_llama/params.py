@@ -15,8 +15,19 @@ from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, type_nam
 
 Section = TypeVar("Section")
 
-PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-"""What lora_targets may name: the matrices of a layer."""
+PROJECTIONS = (
+    "down_proj",
+    "gate_proj",
+    "gate_up_proj",
+    "k_proj",
+    "o_proj",
+    "q_proj",
+    "qkv_proj",
+    "up_proj",
+    "v_proj",
+)
+"""What lora_targets may name: the matrices of a layer, some of them in one, qkv_proj and
+gate_up_proj, in some models."""
 AUTO_TOKENS = 2048
 """What micro_batch_tokens: auto stands for without a GPU; more are no faster there."""
 VALIDATION_SPLIT = "data/prepared/val.jsonl"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
+from simple_llama.model.config import LongRoPE
 from simple_llama.model.config_json import config_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import check_fits, load_config, load_model, save_model
@@ -19,6 +20,13 @@ from tests.test_families import IDS, LLAMA3
 from tests.test_model import edit_config, logits_of, random_model, tiny_config
 
 WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
+
+
+def longrope(**changes: Any) -> dict[str, Any]:
+    scaling = {"type": "su", "short_factor": [1, 2, 3, 4], "long_factor": [1, 2, 3, 4]}
+    return {"model_type": "phi3", "rope_scaling": {**scaling, **changes}}
+
+
 PEAK = Path("/proc/self/status")
 
 
@@ -66,6 +74,24 @@ def folder(tmp_path: Path) -> Path:
             "logits_scaling: got 0, wanted a posi",
         ),
         ({"model_type": "granite", "attention_multiplier": "1"}, "attention_multiplier: got '1'"),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 0.2},
+            "partial_rotary_factor: got 0.2",
+        ),
+        ({"model_type": "phi3", "partial_rotary_factor": "x"}, "partial_rotary_factor: got 'x'"),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 2},
+            "partial_rotary_factor: got 2, wanted",
+        ),
+        ({"model_type": "phi3", "rope_scaling": LLAMA3}, "rope type 'llama3' is not supported"),
+        (
+            longrope() | {"original_max_position_embeddings": 1},
+            "original_max_position_embeddings: got 1",
+        ),
+        (longrope(short_factor=[1.0]), "short_factor: got 1 factors, wanted 4"),
+        (longrope(long_factor=[1, 1, 1, "1"]), "long_factor: got [1, 1, 1, '1'], wanted a list"),
+        (longrope(long_factor=None), "long_factor: got None, wanted a list of positive numbers"),
+        (longrope(factor=-1), "factor: got -1, wanted a positive number"),
         ({"model_type": "simple_llama_mla"}, "missing 'q_lora_rank'"),
     ],
     ids=str,
@@ -96,6 +122,19 @@ def test_quantised_weights_are_refused_even_where_the_config_is_silent(
     save_file({**state, name: tensor}, folder / "model.safetensors")
     with pytest.raises(InputError, match=f"tensor '{name}' is of .*: quantised weights are not"):
         load_model(folder)
+
+
+def test_longrope_is_refused_beyond_its_short_factors(tmp_path: Path) -> None:
+    scaling = LongRoPE(
+        short_factor=(1.0,) * 4,
+        long_factor=(2.0,) * 4,
+        original_max_position_embeddings=40,
+        attention_factor=1.1,
+    )
+    save_model(random_model(model_type="phi3", rope_scaling=scaling), tmp_path)
+    assert check_fits(tmp_path, 97, 40).max_length == 40
+    with pytest.raises(InputError, match=r"beyond 40 tokens its longrope .* max_seq_len \(41\)"):
+        check_fits(tmp_path, 97, 41)
 
 
 @pytest.mark.parametrize("tied", [True, False])

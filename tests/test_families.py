@@ -50,6 +50,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 4.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 900.0,
+    "short_factor": [1.0, 1.5, 2.0, 4.0],
+    "long_factor": [1.0, 3.0, 9.0, 30.0],
+}
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
 BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "llama": ("llama", {}, torch.float32),
@@ -120,6 +126,21 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "olmo2 with biases": (
         "olmo2",
         {"attention_bias": True, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        torch.float32,
+    ),
+    "phi3": ("phi3", {"sliding_window": 50}, torch.bfloat16),
+    "phi3 with a part rotated": (
+        "phi3",
+        {
+            "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+        },
+        torch.float32,
+    ),
+    "phi3 with longrope": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 140},
         torch.float32,
     ),
 }

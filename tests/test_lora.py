@@ -317,8 +317,10 @@ def test_tied_embeddings_stay_in_float32() -> None:
 
 
 def test_the_targets_are_the_projections_of_a_layer() -> None:
-    layer = new_model().layers[0]
-    linears = {n.rpartition(".")[2] for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
+    linears = set()
+    for model in (new_model(), random_model(model_type="phi3")):
+        modules = model.layers[0].named_modules()
+        linears |= {n.rpartition(".")[2] for n, m in modules if isinstance(m, nn.Linear)}
     assert linears == set(PROJECTIONS)
     assert params(lora_targets="all-linear").lora_projections == PROJECTIONS
     for written in ("v_proj+q_proj", "q_proj,v_proj", "q_proj v_proj", "q_proj, v_proj, q_proj"):
@@ -330,7 +332,10 @@ def test_the_targets_are_the_projections_of_a_layer() -> None:
     [
         ({"lora_targets": "q_proj+query"}, r"lora_targets: got 'q_proj\+query', wanted all-linear"),
         ({"lora_targets": " "}, "lora_targets: got ' ', wanted all-linear, or some of down_proj"),
-        ({"lora_targets": "lm_head"}, "wanted all-linear, or some of down_proj, gate_proj, k_proj"),
+        (
+            {"lora_targets": "lm_head"},
+            "wanted all-linear, or some of down_proj, gate_proj",
+        ),
         ({"lora_rank": -1}, "lora_rank: got -1, wanted 0 or more"),
         ({"lora_alpha": 0.0}, "lora_alpha: got 0.0, wanted above 0"),
         ({"lora_dropout": 1.0}, "lora_dropout: got 1.0, wanted 0 to below 1"),
@@ -339,6 +344,17 @@ def test_the_targets_are_the_projections_of_a_layer() -> None:
 def test_bad_values_are_one_line(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         params(**change)
+
+
+def test_a_target_that_the_model_has_not_is_refused() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"^lora_targets: got q_proj, wanted all-linear, or some of down_proj, gate_up_proj, "
+        r"o_proj, qkv_proj, which this model has$",
+    ):
+        adapted_model(
+            LoRA(rank=2, alpha=1.0, dropout=0.0, targets=("o_proj", "q_proj")), model_type="phi3"
+        )
 
 
 def test_latent_attention_is_refused() -> None:

@@ -174,7 +174,7 @@ def test_padding_that_is_attended_to_shows(
     monkeypatch.setattr(
         attention,
         "plain_attention",
-        lambda q, k, v, attn_mask=None, is_causal=False: plain(q, k, v, attn_mask),
+        lambda q, k, v, attn_mask=None, is_causal=False, **how: plain(q, k, v, attn_mask, **how),
     )
     assert ALL[2] in failed(subject)
 
@@ -184,9 +184,9 @@ def test_packed_examples_that_see_others_show(
 ) -> None:
     compute = kernels.packed_attention
 
-    def as_one(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    def as_one(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float | None) -> Tensor:
         N = q.shape[2]
-        return compute(q, k, v, Packed(torch.tensor([0, N]), N))
+        return compute(q, k, v, Packed(torch.tensor([0, N]), N), scale)
 
     monkeypatch.setattr(kernels, "packed_attention", as_one)
     assert failed(subject) == {ALL[3]}

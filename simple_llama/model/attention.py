@@ -91,12 +91,17 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.fused = fused
-        self.head_dim = config.head_dim
+        self.head_dim, self.rotary_dim = config.head_dim, config.rotary_dim
         width, bias = config.hidden_size, config.attention_bias
         queries, keys = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(width, queries * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, keys * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, keys * config.head_dim, bias=bias)
+        self.widths = [heads * config.head_dim for heads in (queries, keys, keys)]
+        self.fused_projections = config.fused_projections
+        if config.fused_projections:
+            self.qkv_proj = nn.Linear(width, sum(self.widths), bias=bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (
+                nn.Linear(width, each, bias=bias) for each in self.widths
+            )
         self.o_proj = nn.Linear(
             queries * config.head_dim,
             width,
@@ -119,7 +124,10 @@ class Attention(nn.Module):
         mask: Tensor | Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.fused_projections:
+            q, k, v = torch.split(self.qkv_proj(x), self.widths, dim=-1)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.qk_norm == "width":
             q, k = self._normed(q, k)
         q = q.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, K)
@@ -128,11 +136,17 @@ class Attention(nn.Module):
         if self.qk_norm == "head":
             q, k = self._normed(q, k)
         if self.rotates:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            q, k = self._rotated(q, rotary), self._rotated(k, rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         out = attend(q, k, v, mask, fused=self.fused, window=self.window, scale=self.scale)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+    def _rotated(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        if self.rotary_dim == self.head_dim:
+            return rotate(x, *rotary)
+        turned, kept = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
+        return torch.cat((rotate(turned, *rotary), kept), dim=-1)
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """In float32, where the weights are, then in their own type."""

@@ -44,6 +44,27 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongRoPE:
+    """Each pair slowed down by a factor of its own, short_factor up to the original context and
+    long_factor beyond, which is not computed here (https://arxiv.org/abs/2402.13753)."""
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_position_embeddings: int
+    attention_factor: float
+    """What cos and sin are multiplied by."""
+
+    def __post_init__(self) -> None:
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self, name)
+            if type(factors) not in (list, tuple) or not all(_is_positive(one) for one in factors):
+                raise InputError(f"{name}: got {factors!r:.80}, wanted a list of positive numbers")
+            object.__setattr__(self, name, tuple(factors))
+        _check_sizes(self, "original_max_position_embeddings")
+        _check_positive(self, "attention_factor")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentShape:
     """Widths of multi-head latent attention, under the names of DeepSeek-V2's config
     (https://arxiv.org/abs/2405.04434)."""
@@ -94,7 +115,9 @@ class ModelConfig:
     mlp_bias: bool = False
     model_type: str = "llama"
     """One of FAMILIES: what the model is published as. What is computed, the others say."""
-    rope_scaling: LinearScaling | Llama3Scaling | None = None
+    rope_scaling: LinearScaling | Llama3Scaling | LongRoPE | None = None
+    partial_rotary_factor: float = 1.0
+    """The share of a head that is rotated."""
     sliding_window: int | None = None
     """Positions that a position sees, itself included; None: all before it."""
     sliding_layers: tuple[bool, ...] | None = None
@@ -113,6 +136,8 @@ class ModelConfig:
     """Of queries times keys; None: 1 / sqrt(head_dim)."""
     logits_scaling: float = 1.0
     """What logits are divided by."""
+    fused_projections: bool = False
+    """Queries, keys and values come from one matrix, and the MLP's gate and up from another."""
     mla: LatentShape | None = None
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
@@ -137,6 +162,7 @@ class ModelConfig:
             "embedding_multiplier",
             "residual_multiplier",
             "logits_scaling",
+            "partial_rotary_factor",
         )
         if self.attention_multiplier is not None:
             _check_positive(self, "attention_multiplier")
@@ -148,8 +174,7 @@ class ModelConfig:
                 f"num_key_value_heads: got {self.num_key_value_heads}, "
                 f"wanted a divisor of num_attention_heads ({self.num_attention_heads})"
             )
-        if self.mla is None and self.head_dim % 2:
-            raise InputError(f"head_dim: got {self.head_dim}, wanted an even number")
+        self._check_rotated()
         widths = [self.hidden_size]
         head = self.head_dim
         if self.mla:
@@ -171,6 +196,20 @@ class ModelConfig:
         """Whether this layer knows positions."""
         return self.rotary_layers is None or self.rotary_layers[layer]
 
+    def _check_rotated(self) -> None:
+        if self.mla is None and self.head_dim % 2:
+            raise InputError(f"head_dim: got {self.head_dim}, wanted an even number")
+        rotated = self.rotary_dim
+        if rotated % 2 or not 0 < rotated <= self.head_dim:
+            raise InputError(
+                f"partial_rotary_factor: got {self.partial_rotary_factor}, wanted an even number "
+                f"of a head's {self.head_dim} channels"
+            )
+        if isinstance(self.rope_scaling, LongRoPE):
+            for name in ("short_factor", "long_factor"):
+                if (count := len(getattr(self.rope_scaling, name))) != rotated // 2:
+                    raise InputError(f"{name}: got {count} factors, wanted {rotated // 2}")
+
     def window(self, layer: int) -> int | None:
         """Positions that a position sees in this layer, itself included; None: all before it."""
         slides = self.sliding_layers is None or self.sliding_layers[layer]
@@ -179,12 +218,26 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Width of the part of a head that is rotated."""
-        return self.mla.qk_rope_head_dim if self.mla else self.head_dim
+        if self.mla:
+            return self.mla.qk_rope_head_dim
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def rotary_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        return getattr(self.rope_scaling, "attention_factor", 1.0)
 
     @property
     def max_length(self) -> int:
-        """Longest sequence that generation makes, in tokens: within what pretraining saw."""
-        return self.max_position_embeddings
+        """Longest sequence that generation makes, in tokens: within what pretraining saw, and
+        computed here."""
+        return min(self.max_position_embeddings, self.most_positions or 2**31)
+
+    @property
+    def most_positions(self) -> int | None:
+        """The longest sequence that is computed right, in tokens; None: any."""
+        scaling = self.rope_scaling
+        return scaling.original_max_position_embeddings if isinstance(scaling, LongRoPE) else None
 
 
 def _check_sizes(config: Any, *names: str) -> None:
@@ -197,5 +250,9 @@ def _check_sizes(config: Any, *names: str) -> None:
 def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if type(value) not in (int, float) or not 0 < value < 1e30:
+        if not _is_positive(value):
             raise InputError(f"{name}: got {value!r}, wanted a positive number")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e30

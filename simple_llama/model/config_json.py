@@ -2,15 +2,19 @@
 name; what is written is read by `transformers` as the model_type that was read."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
-from simple_llama.model.config import LinearScaling, Llama3Scaling, ModelConfig
+from simple_llama.model.config import LinearScaling, Llama3Scaling, LongRoPE, ModelConfig
 from simple_llama.model.families import FAMILIES, SHARED, wanted
 
+ORIGINAL = "original_max_position_embeddings"
+ROPE_TYPES = {LinearScaling: "linear", Llama3Scaling: "llama3", LongRoPE: "longrope"}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -51,7 +55,8 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
         "max_position_embeddings": positions,
         "rms_norm_eps": found.get("rms_norm_eps", 1e-6),
         "rope_theta": rope.get("rope_theta", 10000.0),
-        "rope_scaling": _rope_scaling(rope, positions),
+        "rope_scaling": _rope_scaling(family.rope_types.get(_rope_type(rope)), rope, found),
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0),
         "tie_word_embeddings": found.get("tie_word_embeddings") or False,
     }
     own = {key: found[key] for key in family.keys if found.get(key) is not None}
@@ -78,19 +83,36 @@ def _rope_type(rope: dict[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
-def _rope_scaling(rope: dict[str, Any], positions: Any) -> LinearScaling | Llama3Scaling | None:
-    if _rope_type(rope) == "linear":
+def _rope_scaling(kind: str | None, rope: dict[str, Any], found: dict[str, Any]) -> Any:
+    if kind == "linear":
         return LinearScaling(factor=wanted(rope, "factor"))
-    if _rope_type(rope) == "llama3":
+    original = found.get(ORIGINAL, rope.get(ORIGINAL, found["max_position_embeddings"]))
+    if kind == "llama3":
         return Llama3Scaling(
             factor=wanted(rope, "factor"),
             low_freq_factor=wanted(rope, "low_freq_factor"),
             high_freq_factor=wanted(rope, "high_freq_factor"),
-            original_max_position_embeddings=rope.get(
-                "original_max_position_embeddings", positions
-            ),
+            original_max_position_embeddings=original,
+        )
+    if kind == "longrope":
+        return LongRoPE(
+            short_factor=wanted(rope, "short_factor"),
+            long_factor=wanted(rope, "long_factor"),
+            original_max_position_embeddings=original,
+            attention_factor=rope.get("attention_factor")
+            or _attention_factor(found["max_position_embeddings"], original, rope.get("factor")),
         )
     return None
+
+
+def _attention_factor(longest: Any, original: Any, factor: Any) -> float:
+    """What longrope's cos and sin are multiplied by where it is not said."""
+    if type(original) is not int or type(longest) is not int or original < 2:
+        raise InputError(f"{ORIGINAL}: got {original!r:.80}, wanted an integer above 1")
+    factor = longest / original if factor is None else factor
+    if type(factor) not in (int, float) or not 0 < factor < 1e30:
+        raise InputError(f"factor: got {factor!r:.80}, wanted a positive number")
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def _refuse_unsupported(found: dict[str, Any]) -> None:
@@ -99,22 +121,28 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
             raise InputError(f"a mixture of experts ({key} {found[key]!r}) is not supported")
     if found.get("quantization_config") is not None:
         raise InputError("quantised weights (quantization_config) are not supported")
-    rope = _rope(found)
+    if found.get("model_type") not in tuple(FAMILIES):
+        raise _unsupported("model_type", found.get("model_type"), tuple(FAMILIES))
+    family, rope = FAMILIES[found["model_type"]], _rope(found)
+    part = rope.get("partial_rotary_factor")
     for key, got, supported in (
-        ("model_type", found.get("model_type"), tuple(FAMILIES)),
         ("hidden_act", found.get("hidden_act", "silu"), ("silu",)),
-        ("rope type", _rope_type(rope), ("default", "linear", "llama3")),
-        ("partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1.0)),
+        ("rope type", _rope_type(rope), tuple(family.rope_types)),
+        ("partial_rotary_factor", part, (part,) if family.partial_rotary else (None, 1.0)),
         ("transformers_weights", found.get("transformers_weights"), (None,)),
     ):
         if got not in supported:
-            wanted = " or ".join(repr(value) for value in supported)
-            raise InputError(f"{key} {got!r} is not supported, wanted {wanted}")
-    for key, value in FAMILIES[found["model_type"]].only.items():
+            raise _unsupported(key, got, supported)
+    for key, value in family.only.items():
         if (got := found.get(key)) is not None and got != value:
             raise InputError(
                 f"{key} {json.dumps(got)} is not supported, wanted {json.dumps(value)}"
             )
+
+
+def _unsupported(key: str, got: Any, supported: Sequence[Any]) -> InputError:
+    names = " or ".join(repr(value) for value in supported)
+    return InputError(f"{key} {got!r} is not supported, wanted {names}")
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
@@ -138,10 +166,16 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 def _rope_json(config: ModelConfig) -> dict[str, Any]:
     """Flat and nested: readers before and since transformers 5 find it. rope_theta is in the
     shape already."""
-    if config.rope_scaling is None:
-        settings: dict[str, Any] = {"rope_type": "default"}
-    else:
-        kind = "linear" if isinstance(config.rope_scaling, LinearScaling) else "llama3"
-        settings = {"rope_type": kind, **asdict(config.rope_scaling)}
-    scaled = {"rope_scaling": settings} if config.rope_scaling else {}
-    return {**scaled, "rope_parameters": {**settings, "rope_theta": config.rope_theta}}
+    scaling, part = config.rope_scaling, config.partial_rotary_factor
+    settings: dict[str, Any] = {"rope_type": "default"}
+    if scaling:
+        settings = {"rope_type": ROPE_TYPES[type(scaling)], **asdict(scaling)}
+    return {
+        **({"partial_rotary_factor": part} if part != 1 else {}),
+        **({"rope_scaling": settings} if scaling else {}),
+        "rope_parameters": {
+            **settings,
+            "rope_theta": config.rope_theta,
+            **({"partial_rotary_factor": part} if part != 1 else {}),
+        },
+    }

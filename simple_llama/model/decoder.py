@@ -29,12 +29,20 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.fused = config.fused_projections
+        if self.fused:
+            self.gate_up_proj = nn.Linear(width, 2 * inner, bias=bias)
+        else:
+            self.gate_proj = nn.Linear(width, inner, bias=bias)
+            self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        if self.fused:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -136,6 +144,8 @@ class Decoder(nn.Module):
             positions = (positions + cache.length - cache.padding[:, None]).clamp_min(0)  # (B, T)
             mask = cache.mask(T)
         cos, sin = rotary_angles(positions, self.frequencies)
+        if self.config.rotary_factor != 1:
+            cos, sin = cos * self.config.rotary_factor, sin * self.config.rotary_factor
         rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, R)
         x = self.embed_tokens(ids)
         if self.config.embedding_multiplier != 1:

@@ -56,6 +56,12 @@ class Family:
     """Keys that must be so, or left out, for this decoder to compute it."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """Keys that stand in every config.json of ours, unless something else is known of them."""
+    rope_types: Mapping[str, str] = field(
+        default_factory=lambda: {"default": "default", "linear": "linear", "llama3": "llama3"}
+    )
+    """What it may call its rotary positions, and what they are."""
+    partial_rotary: bool = False
+    """Whether a part of each head may be rotated only."""
     read: Callable[[Found], dict[str, Any]] = lambda found: {}
     """Fields that take more than a key of their name ..."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
@@ -213,6 +219,29 @@ FAMILIES = {
         fixed={"norms": "after", "qk_norm": "width"},
         keys=("attention_bias",),
         written=NO_IDS,
+    ),
+    "phi3": Family(
+        architecture="Phi3ForCausalLM",
+        absent={
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+        },
+        fixed={"fused_projections": True},
+        keys=("sliding_window",),
+        written=NO_IDS,
+        rope_types={
+            "default": "default",
+            "longrope": "longrope",
+            "su": "longrope",  # its names before
+            "yarn": "longrope",
+        },
+        partial_rotary=True,
+        write=lambda config: (
+            {"original_max_position_embeddings": config.most_positions}
+            if config.most_positions
+            else {}
+        ),
     ),
     MLA: Family(
         fixed={"attention_bias": True},

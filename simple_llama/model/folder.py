@@ -233,8 +233,8 @@ def check_fits(
     which this project gave it, and examples of up to max_seq_len tokens can use.
 
     Says so where the vocabulary grows for added tokens (load_model does it), and warns where
-    positions go beyond those of pretraining. Raises InputError where there are no weights, or
-    other ids would have no embedding.
+    positions go beyond those of pretraining. Raises InputError where there are no weights,
+    other ids would have no embedding, or examples may be longer than can be computed.
     """
     weight_files(path)
     config = load_config(path)
@@ -248,6 +248,11 @@ def check_fits(
             f"note: the vocabulary of {path} grows from {config.vocab_size} to {vocab_size} "
             "entries for the tokens that were added",
             flush=True,
+        )
+    if config.most_positions is not None and config.most_positions < max_seq_len:
+        raise InputError(
+            f"{path}: beyond {config.most_positions} tokens its longrope has other frequencies, "
+            f"which are not supported: wanted max_seq_len ({max_seq_len}) up to that"
         )
     if config.max_position_embeddings < max_seq_len:
         print(

@@ -21,6 +21,7 @@ from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.weights import ADAPTER_CONFIG, write_safetensors
+from simple_llama.params import PROJECTIONS
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model.model."
@@ -68,12 +69,20 @@ def add_adapters(model: Decoder, lora: LoRA, seed: int) -> None:
     """Freeze the model and give its targets adapters that change nothing yet: A as PEFT draws it,
     uniform up to 1 / sqrt(in), B zero.
 
-    Raises InputError where the rank is more than that of a target, and for latent attention, whose
+    Raises InputError where the rank is more than that of a target, where the model has no such
+    target, and for latent attention, whose
     adapters nothing else could load.
     """
     if model.config.mla:
         raise InputError(f"lora_rank: got {lora.rank}, wanted 0 for a model with latent attention")
-    targets = [found for found in _linears(model.layers) if found[1] in lora.targets]
+    linears = list(_linears(model.layers))
+    names = {name for _, name, _ in linears}
+    if lora.targets != PROJECTIONS and (missing := set(lora.targets) - names):
+        raise InputError(
+            f"lora_targets: got {', '.join(sorted(missing))}, wanted all-linear, or some of "
+            f"{', '.join(sorted(names))}, which this model has"
+        )
+    targets = [found for found in linears if found[1] in lora.targets]
     most = min(min(linear.weight.shape) for _, _, linear in targets)
     if lora.rank > most:
         raise InputError(f"lora_rank: got {lora.rank}, wanted at most {most}, a target's own rank")
@@ -136,7 +145,9 @@ def save_adapter(model: Decoder, folder: Path, lora: LoRA, base: str) -> None:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": sorted(lora.targets),
+        "target_modules": sorted(
+            {name.split(".")[-3] for name in tensors}  # of ...q_proj.lora_A.weight
+        ),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

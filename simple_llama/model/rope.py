@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from simple_llama.model.config import LinearScaling, Llama3Scaling, ModelConfig
+from simple_llama.model.config import LinearScaling, Llama3Scaling, LongRoPE, ModelConfig
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -23,6 +23,8 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
             return frequencies / factor
         case Llama3Scaling() as scaling:
             return _llama3(frequencies, scaling)
+        case LongRoPE(short_factor=factors):
+            return frequencies / torch.tensor(factors, device="cpu")
     return frequencies
 
 
