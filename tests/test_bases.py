@@ -19,6 +19,7 @@ from simple_llama.model.folder import check_fits, load_config, load_model, save_
 from tests.test_families import IDS, LLAMA3
 from tests.test_model import edit_config, logits_of, random_model, tiny_config
 
+GEMMA3 = {"model_type": "gemma3_text"}
 WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
 
 
@@ -39,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "gemma2"}, "model_type 'gemma2' is not supported, wanted 'llama' or 'mis"),
+        ({"model_type": "gemma"}, "model_type 'gemma' is not supported, wanted 'llama' or 'mis"),
+        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported"),
         ({"model_type": None}, "model_type None is not supported"),
         ({"model_type": "mixtral", "num_local_experts": 8}, "a mixture of experts (num_local_exp"),
         ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "a mixture of experts (n_routed"),
@@ -51,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
         ({"rope_scaling": {"rope_type": "llama3"}}, "missing 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor: got 0, wanted a pos"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor: got 4.0, wanted"),
-        ({"rope_scaling": "linear"}, "rope_parameters: got 'linear', wanted an object"),
+        ({"rope_scaling": "linear"}, "rope_scaling: got 'linear', wanted an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"transformers_weights": "x.safetensors"}, "transformers_weights 'x.safetensors' is not"),
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types: got 'sl"),
@@ -92,6 +94,17 @@ def folder(tmp_path: Path) -> Path:
         (longrope(long_factor=[1, 1, 1, "1"]), "long_factor: got [1, 1, 1, '1'], wanted a list"),
         (longrope(long_factor=None), "long_factor: got None, wanted a list of positive numbers"),
         (longrope(factor=-1), "factor: got -1, wanted a positive number"),
+        (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supp"),
+        (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention true is"),
+        (GEMMA3 | {"hidden_activation": "gelu"}, 'hidden_activation "gelu" is not supported'),
+        (GEMMA3 | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: got 0, wanted a positive"),
+        (GEMMA3 | {"sliding_window_pattern": "6"}, "sliding_window_pattern: got '6', wanted a pos"),
+        (GEMMA3 | {"final_logit_softcapping": -1}, "final_logit_softcapping: got -1, wanted a pos"),
+        (GEMMA3 | {"rope_local_base_freq": "x"}, "rope_local_theta: got 'x', wanted a positive"),
+        (GEMMA3 | {"rope_parameters": {"x": {}}}, "rope_parameters: 'x' is not supported"),
+        (GEMMA3 | {"rope_parameters": {"sliding_attention": LLAMA3}}, "rope type 'llama3' of sl"),
+        (GEMMA3 | {"hidden_size": -4}, "num_attention_heads and hidden_size must be positive"),
+        ({"rope_parameters": {"full_attention": {}}}, "rope_parameters: 'full_attention' is not"),
         ({"model_type": "simple_llama_mla"}, "missing 'q_lora_rank'"),
     ],
     ids=str,

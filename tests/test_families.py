@@ -56,6 +56,7 @@ LONGROPE = {
     "short_factor": [1.0, 1.5, 2.0, 4.0],
     "long_factor": [1.0, 3.0, 9.0, 30.0],
 }
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 30}
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
 BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "llama": ("llama", {}, torch.float32),
@@ -143,6 +144,50 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         {"rope_parameters": LONGROPE, "original_max_position_embeddings": 140},
         torch.float32,
     ),
+    "gemma2": (
+        "gemma2",
+        {
+            **GEMMA,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "tie_word_embeddings": True,
+        },
+        torch.bfloat16,
+    ),
+    "gemma2 without caps": (
+        "gemma2",
+        {
+            **GEMMA,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        torch.float32,
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "sliding_window_pattern": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+        torch.bfloat16,
+    ),
+    "gemma3 with a cap": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "final_logit_softcapping": 2.0,
+            "attention_bias": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        torch.float32,
+    ),
 }
 """Of each: model_type, config, dtype of the checkpoint."""
 IDS = torch.randint(0, 97, (2, 120), generator=torch.Generator().manual_seed(1))
@@ -188,7 +233,11 @@ def theirs_of(folder: Path) -> Any:
     weights."""
     import transformers
 
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",  # the only one of its ways that caps scores everywhere
+    )
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -274,7 +274,7 @@ def test_a_cache_that_forgets_positions_shows(
     monkeypatch.setattr(
         decoder,
         "rotary_angles",
-        lambda positions, frequencies: angles(positions - positions[:, :1], frequencies),
+        lambda positions, *rest: angles(positions - positions[:, :1], *rest),
     )
     assert failed(subject) == {ALL[7], ALL[8]}
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simple_llama.model import kernels, packing
-from simple_llama.model.blocks import windowed_attention, within
+from simple_llama.model.blocks import blockwise_attention, within
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm
 from simple_llama.model.packing import Packed
@@ -107,13 +107,14 @@ class Attention(nn.Module):
             width,
             bias=bias if config.output_bias is None else config.output_bias,
         )
-        self.scale = config.attention_multiplier
+        self.scale, self.softcap = config.attention_multiplier, config.attn_logit_softcapping
         self.rotates, self.window = config.rotates(layer), config.window(layer)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             heads = {"head": (1, 1), "width": (queries, keys)}[config.qk_norm]
             self.q_norm, self.k_norm = (
-                RMSNorm(count * config.head_dim, config.rms_norm_eps) for count in heads
+                RMSNorm(count * config.head_dim, config.rms_norm_eps, config.norm_offset)
+                for count in heads
             )
 
     def forward(
@@ -139,7 +140,16 @@ class Attention(nn.Module):
             q, k = self._rotated(q, rotary), self._rotated(k, rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out = attend(q, k, v, mask, fused=self.fused, window=self.window, scale=self.scale)
+        out = attend(
+            q,
+            k,
+            v,
+            mask,
+            fused=self.fused,
+            window=self.window,
+            scale=self.scale,
+            softcap=self.softcap,
+        )
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
     def _rotated(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -162,27 +172,33 @@ def attend(
     fused: bool,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """(B, H, T, K) of queries like it over keys and values (B, G, S, K), each shared by H / G
     query heads: softmax(scale q k^T) v, where scale is 1 / sqrt(K) unless said. Without a mask
     the last query sees everything, the others are causal; packed, an example's see that example
-    only; with a window, the last so many of all that."""
+    only; with a window, the last so many of all that. A softcap bounds the scores, see
+    plain_attention."""
     B, H, T, K = q.shape
     if window is not None and window >= (mask.longest if isinstance(mask, Packed) else k.shape[2]):
         window = None  # it hides nothing
     if isinstance(mask, Packed):
-        if fused and packing.runs_here(q, v):
+        if fused and softcap is None and packing.runs_here(q, v):
             return packing.packed_attention(q, k, v, mask, window, scale)
-        if fused and kernels.packs_here(q):
-            if window is None:
-                return kernels.packed_attention(q, k, v, mask, scale)
+        plain = softcap is None and window is None
+        if fused and plain and kernels.packs_here(q):
+            return kernels.packed_attention(q, k, v, mask, scale)
+        if fused and not plain and not torch.compiler.is_compiling():
             examples = (tuple(x[:, :, span] for x in (q, k, v)) for span in mask.spans())
-            one = partial(attend, mask=None, fused=fused, window=window, scale=scale)
-            alone = [one(q, k, v) for q, k, v in examples]
-            return torch.cat(alone, dim=2)
+            one = partial(
+                attend, mask=None, fused=fused, window=window, scale=scale, softcap=softcap
+            )
+            return torch.cat([one(q, k, v) for q, k, v in examples], dim=2)
         mask = mask.mask(T)
     share = H // k.shape[1]
-    kernel = partial(F.scaled_dot_product_attention if fused else plain_attention, scale=scale)
+    kernel = partial(F.scaled_dot_product_attention, scale=scale)
+    if softcap is not None or not fused:
+        kernel = partial(plain_attention, scale=scale, softcap=softcap)
     if T == 1:
         if window is not None:
             k, v = k[:, :, -window:], v[:, :, -window:]
@@ -192,9 +208,11 @@ def attend(
     else:
         if share > 1:
             k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-        if window is not None:
+        if window is not None or softcap is not None:
             if fused and not torch.compiler.is_compiling():
-                return windowed_attention(q, k, v, mask, window, kernel)
+                return blockwise_attention(
+                    q, k, v, mask, window, kernel, recompute=softcap is not None
+                )
             seen = within(T, k.shape[2], window, q.device)
             mask = seen if mask is None else seen & mask
         causal = mask is None
@@ -208,10 +226,14 @@ def plain_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v, written out: what the fused kernel must equal."""
+    """softmax(scores) v of scores scale q k^T, written out: what the fused kernel must equal. A
+    softcap makes them softcap * tanh(scores / softcap) (https://arxiv.org/abs/2408.00118)."""
     scores = q @ k.transpose(-1, -2)
     scores = scores / math.sqrt(q.shape[-1]) if scale is None else scores * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if is_causal:
         attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if attn_mask is not None:

@@ -1,5 +1,5 @@
-"""Attention within a sliding window, block by block: keys that none of a block's queries see are
-left out, and no mask is as wide as all keys.
+"""Attention block by block, for what PyTorch's kernels cannot: within a sliding window, keys that
+none of a block's queries see are left out; and no mask or scores are of all queries by all keys.
 
 Shapes as in attention.py; of S positions the queries are the last T.
 """
@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from simple_llama.model.kernels import LONGEST
 
 QUERIES = 256
 """Of a block."""
@@ -24,26 +27,33 @@ def within(
     return seen if window is None else seen & (places > own - window)
 
 
-def windowed_attention(
+def blockwise_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    window: int,
+    window: int | None,
     kernel: Callable[..., Tensor],
+    *,
+    recompute: bool = False,
 ) -> Tensor:
     """`kernel` over blocks of q (B, H, T, K), k (B, H, S, K) and v (B, H, S, W); (B, H, T, W).
 
-    mask (B, 1, T, S): what each query may see besides, in bool.
+    mask (B, 1, T, S): what each query may see besides, in bool. recompute: keep nothing of long
+    blocks for the backward pass.
     """
     T, S = q.shape[2], k.shape[2]
     blocks = []
     for first in range(0, T, QUERIES):
         end = min(first + QUERIES, T)
-        low, high = max(0, S - T + first - window + 1), S - T + end
+        high = S - T + end
+        low = 0 if window is None else max(0, S - T + first - window + 1)
         seen = within(end - first, high - low, window, q.device)
         if mask is not None:
             seen = seen & mask[:, :, first:end, low:high]
-        keys = slice(low, high)
-        blocks.append(kernel(q[:, :, first:end], k[:, :, keys], v[:, :, keys], attn_mask=seen))
+        block = (q[:, :, first:end], k[:, :, low:high], v[:, :, low:high], seen)
+        if recompute and high - low > LONGEST and torch.is_grad_enabled():
+            blocks.append(checkpoint(kernel, *block, use_reentrant=False, preserve_rng_state=False))
+        else:
+            blocks.append(kernel(*block))
     return torch.cat(blocks, dim=2)

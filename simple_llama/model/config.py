@@ -124,8 +124,19 @@ class ModelConfig:
     """The layers that have this window; None: all."""
     qk_norm: Literal["head", "width"] | None = None
     """Queries and keys are normed before they are rotated, each head alone or all together."""
-    norms: Literal["before", "after"] = "before"
+    norms: Literal["before", "after", "both"] = "before"
     """Of the residual stream where it enters a branch, or of the branch where it joins it."""
+    norm_offset: float = 0.0
+    """What is added to the weights of norms before they multiply."""
+    hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
+    """Of the MLP's gate."""
+    rope_local_theta: float | None = None
+    """Base of the rotary frequencies in layers with a window, which no rope_scaling slows down;
+    None: they are as in the others."""
+    attn_logit_softcapping: float | None = None
+    """Queries times keys s become cap * tanh(s / cap)."""
+    final_logit_softcapping: float | None = None
+    """So do logits."""
     rotary_layers: tuple[bool, ...] | None = None
     """The layers whose queries and keys are rotated; None: all."""
     embedding_multiplier: float = 1.0
@@ -164,8 +175,14 @@ class ModelConfig:
             "logits_scaling",
             "partial_rotary_factor",
         )
-        if self.attention_multiplier is not None:
-            _check_positive(self, "attention_multiplier")
+        for name in (
+            "attention_multiplier",
+            "rope_local_theta",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if type(getattr(self, name)) is not bool:
                 raise InputError(f"{name}: got {getattr(self, name)!r}, wanted true or false")

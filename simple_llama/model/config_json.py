@@ -11,7 +11,7 @@ from typing import Any
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
 from simple_llama.model.config import LinearScaling, Llama3Scaling, LongRoPE, ModelConfig
-from simple_llama.model.families import FAMILIES, SHARED, wanted
+from simple_llama.model.families import FAMILIES, LAYER_TYPES, SHARED, Family, wanted
 
 ORIGINAL = "original_max_position_embeddings"
 ROPE_TYPES = {LinearScaling: "linear", Llama3Scaling: "llama3", LongRoPE: "longrope"}
@@ -40,9 +40,9 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     family = FAMILIES[config["model_type"]]
     found = {**family.absent, **config}
     heads, width = wanted(found, "num_attention_heads"), wanted(found, "hidden_size")
-    if type(heads) is not int or type(width) is not int or heads < 1:
+    if type(heads) is not int or type(width) is not int or min(heads, width) < 1:
         raise InputError("num_attention_heads and hidden_size must be positive integers")
-    rope = _rope(found)
+    rope = _rope(found, family)
     positions = wanted(found, "max_position_embeddings")
     shared = {
         "vocab_size": wanted(found, "vocab_size"),
@@ -65,12 +65,18 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _rope(found: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings from any place: transformers 5 nests them in rope_parameters; before, the
-    base was flat and rope_scaling held the rest. The order is that of transformers."""
-    nested = found.get("rope_scaling") or found.get("rope_parameters") or {}
-    if not isinstance(nested, dict):
-        raise InputError(f"rope_parameters: got {nested!r}, wanted an object")
+def _rope(found: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Rotary settings from any place: transformers 5 nests them in rope_parameters, in some
+    families by kind of layer; before, the base was flat and rope_scaling held the rest. The order
+    is that of transformers."""
+    scaling, nested = ((found.get(key) or {}) for key in ("rope_scaling", "rope_parameters"))
+    for key, value in (("rope_scaling", scaling), ("rope_parameters", nested)):
+        if not isinstance(value, dict):
+            raise InputError(f"{key}: got {value!r:.80}, wanted an object")
+    by_layer = [key for key, value in nested.items() if isinstance(value, dict)]
+    if set(by_layer) - set(LAYER_TYPES if family.local_rope else ()):
+        raise InputError(f"rope_parameters: {by_layer[0]!r:.80} is not supported")
+    nested = {**nested.get("full_attention", {}), **scaling} if by_layer else scaling or nested
     flat = {
         key: found[key]
         for key in ("rope_theta", "partial_rotary_factor")
@@ -123,10 +129,13 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
         raise InputError("quantised weights (quantization_config) are not supported")
     if found.get("model_type") not in tuple(FAMILIES):
         raise _unsupported("model_type", found.get("model_type"), tuple(FAMILIES))
-    family, rope = FAMILIES[found["model_type"]], _rope(found)
+    family = FAMILIES[found["model_type"]]
+    rope = _rope(found, family)
     part = rope.get("partial_rotary_factor")
+    # where another key stands in its place, this one means nothing
+    act = found.get("hidden_act") if "hidden_activation" in family.only else "silu"
     for key, got, supported in (
-        ("hidden_act", found.get("hidden_act", "silu"), ("silu",)),
+        ("hidden_act", found.get("hidden_act", act), (act,)),
         ("rope type", _rope_type(rope), tuple(family.rope_types)),
         ("partial_rotary_factor", part, (part,) if family.partial_rotary else (None, 1.0)),
         ("transformers_weights", found.get("transformers_weights"), (None,)),
@@ -152,7 +161,7 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     written = {
         **known,
         "model_type": config.model_type,
-        "hidden_act": "silu",
+        "hidden_act": config.hidden_act,
         **{name: getattr(config, name) for name in (*SHARED, *family.keys)},
         **family.written,
         **family.only,
@@ -166,16 +175,22 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 def _rope_json(config: ModelConfig) -> dict[str, Any]:
     """Flat and nested: readers before and since transformers 5 find it. rope_theta is in the
     shape already."""
-    scaling, part = config.rope_scaling, config.partial_rotary_factor
+    scaling, part, local = (
+        config.rope_scaling,
+        config.partial_rotary_factor,
+        config.rope_local_theta,
+    )
     settings: dict[str, Any] = {"rope_type": "default"}
     if scaling:
         settings = {"rope_type": ROPE_TYPES[type(scaling)], **asdict(scaling)}
+    flat = {"partial_rotary_factor": part} if part != 1 else {}
+    nested = {**settings, "rope_theta": config.rope_theta, **flat}
+    if local is not None:
+        flat["rope_local_base_freq"] = local
+        own = {"rope_type": "default", "rope_theta": local}
+        nested = {"full_attention": nested, "sliding_attention": own}
     return {
-        **({"partial_rotary_factor": part} if part != 1 else {}),
+        **flat,
         **({"rope_scaling": settings} if scaling else {}),
-        "rope_parameters": {
-            **settings,
-            "rope_theta": config.rope_theta,
-            **({"partial_rotary_factor": part} if part != 1 else {}),
-        },
+        "rope_parameters": nested,
     }

@@ -4,6 +4,9 @@ Modules carry the names of Hugging Face's Llama layout, so that its weights are 
 Shapes: B batch, T time, D width, V vocabulary; see attention.py for the heads.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,19 +19,30 @@ from simple_llama.model.mla import LatentAttention
 from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotary_angles, rotary_frequencies
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
 NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "before": ("input_layernorm", None, "post_attention_layernorm", None),
     "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
 }
 """By name in Hugging Face's layout: before and after attention, before and after the MLP."""
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
+    """SwiGLU or GeGLU: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.act = ACTIVATIONS[config.hidden_act]
         self.fused = config.fused_projections
         if self.fused:
             self.gate_up_proj = nn.Linear(width, 2 * inner, bias=bias)
@@ -42,7 +56,12 @@ class MLP(nn.Module):
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down_proj(self.act(gate) * up)  # type: ignore[no-any-return]
+
+
+def norm_of(config: ModelConfig) -> RMSNorm:
+    """A norm of the residual stream."""
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
 
 class DecoderLayer(nn.Module):
@@ -57,7 +76,7 @@ class DecoderLayer(nn.Module):
 
         def add_norm(name: str | None) -> None:
             if name:
-                self.add_module(name, RMSNorm(config.hidden_size, config.rms_norm_eps))
+                self.add_module(name, norm_of(config))
 
         # in the order in which they compute, which is that of the parameters
         add_norm(before)
@@ -92,15 +111,19 @@ class DecoderLayer(nn.Module):
 
 
 class OutputProjection(nn.Linear):
-    """Hidden states to logits, divided by logits_scaling."""
+    """Hidden states to logits, divided by logits_scaling and soft-capped."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
-        self.divisor = config.logits_scaling
+        self.divisor, self.softcap = config.logits_scaling, config.final_logit_softcapping
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
-        return logits if self.divisor == 1 else logits / self.divisor
+        if self.divisor != 1:
+            logits = logits / self.divisor
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
 
 
 class Decoder(nn.Module):
@@ -111,6 +134,8 @@ class Decoder(nn.Module):
     """
 
     frequencies: Tensor
+    local_frequencies: Tensor | None
+    """Of layers with a window, where they have their own."""
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
         super().__init__()
@@ -124,8 +149,10 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer, dropout=dropout, fused=fused)
             for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = norm_of(config)
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
+        local = rotary_frequencies(config, local=True) if config.rope_local_theta else None
+        self.register_buffer("local_frequencies", local, persistent=False)
         self.lm_head = OutputProjection(config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -143,19 +170,20 @@ class Decoder(nn.Module):
         if cache is not None:
             positions = (positions + cache.length - cache.padding[:, None]).clamp_min(0)  # (B, T)
             mask = cache.mask(T)
-        cos, sin = rotary_angles(positions, self.frequencies)
-        if self.config.rotary_factor != 1:
-            cos, sin = cos * self.config.rotary_factor, sin * self.config.rotary_factor
-        rotary = (cos[:, None], sin[:, None])  # over the heads: (B or 1, 1, T, R)
+        rotary = rotary_angles(positions, self.frequencies, self.config.rotary_factor)
+        local = None
+        if self.local_frequencies is not None:
+            local = rotary_angles(positions, self.local_frequencies)
         x = self.embed_tokens(ids)
         if self.config.embedding_multiplier != 1:
             x = x * self.config.embedding_multiplier
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            angles = rotary if local is None or not self.config.window(number) else local
             if self.recompute_blocks and torch.is_grad_enabled():
                 # with the random state of the first time, so dropout is the same
-                x = checkpoint(layer, x, rotary, cache, mask, use_reentrant=False)
+                x = checkpoint(layer, x, angles, cache, mask, use_reentrant=False)
             else:
-                x = layer(x, rotary, cache, mask)
+                x = layer(x, angles, cache, mask)
         if cache is not None:
             cache.length += T
         return self.norm(x)  # type: ignore[no-any-return]
@@ -173,7 +201,7 @@ class Decoder(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
-                nn.init.ones_(parameter)
+                nn.init.constant_(parameter, 1 - self.config.norm_offset)
             else:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 scale = std / branches**0.5 if residual else std

@@ -27,6 +27,15 @@ NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Where these are left out, `transformers` takes those of the family's first model, which may be
 beyond the vocabulary."""
 QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
+GEMMA = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+GEMMA_LAYER = {"norms": "both", "norm_offset": 1.0, "hidden_act": "gelu_pytorch_tanh"}
+GEMMA_ONLY = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False}
 MULTIPLIERS = (
     "embedding_multiplier",
     "residual_multiplier",
@@ -62,6 +71,8 @@ class Family:
     """What it may call its rotary positions, and what they are."""
     partial_rotary: bool = False
     """Whether a part of each head may be rotated only."""
+    local_rope: bool = False
+    """Whether layers with a window have rotary positions of their own."""
     read: Callable[[Found], dict[str, Any]] = lambda found: {}
     """Fields that take more than a key of their name ..."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
@@ -101,19 +112,26 @@ def _layers(found: Found) -> int:
     return layers
 
 
-def _windows(found: Found, sliding: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(found: Found, window: Any, sliding: Callable[[int], bool]) -> dict[str, Any]:
     """The window of the layers that layer_types names; where it is left out, that are sliding."""
-    window = found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
     flags = _flags(found, "layer_types", LAYER_TYPES)
     if window is None:
         if flags is not None and any(flags):
-            raise InputError(
-                "layer_types: got 'sliding_attention', wanted a sliding_window, and "
-                "use_sliding_window true"
-            )
+            raise InputError("layer_types: got 'sliding_attention', wanted a sliding_window")
         return {}
     flags = flags or tuple(sliding(layer) for layer in range(_layers(found)))
     return {"sliding_window": window, "sliding_layers": flags} if any(flags) else {}
+
+
+def _optional_window(found: Found) -> Any:
+    return found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
+
+
+def _positive(found: Found, key: str) -> int:
+    value = found[key]
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise InputError(f"{key}: got {value!r:.80}, wanted a positive integer")
+    return value
 
 
 def _layers_from_on(found: Found) -> dict[str, Any]:
@@ -121,7 +139,7 @@ def _layers_from_on(found: Found) -> dict[str, Any]:
     first = found["max_window_layers"]
     if type(first) is not int:
         raise InputError(f"max_window_layers: got {first!r:.80}, wanted an integer")
-    return _windows(found, lambda layer: layer >= first)
+    return _windows(found, _optional_window(found), lambda layer: layer >= first)
 
 
 def _window_keys(config: ModelConfig) -> dict[str, Any]:
@@ -140,15 +158,42 @@ def _smollm3(found: Found) -> dict[str, Any]:
     """Each layer but every n-th knows positions; that one may have a window."""
     flags = _flags(found, "no_rope_layers", {1: True, 0: False})
     if flags is None:
-        every = found["no_rope_layer_interval"]
-        if type(every) is not int or every < 1:
-            raise InputError(
-                f"no_rope_layer_interval: got {every!r:.80}, wanted a positive integer"
-            )
+        every = _positive(found, "no_rope_layer_interval")
         flags = tuple(layer % every != 0 for layer in range(1, _layers(found) + 1))
     rotary = flags
-    windows = _windows(found, lambda layer: not rotary[layer])
+    windows = _windows(found, _optional_window(found), lambda layer: not rotary[layer])
     return {"rotary_layers": None if all(rotary) else rotary, **windows}
+
+
+def _gemma(found: Found) -> dict[str, Any]:
+    """Scaled embeddings and scores; each layer but every n-th has a window."""
+    every = _positive(found, "sliding_window_pattern")
+    return {
+        "embedding_multiplier": found["hidden_size"] ** 0.5,
+        "attention_multiplier": _positive(found, "query_pre_attn_scalar") ** -0.5,
+        **_windows(found, found["sliding_window"], lambda layer: (layer + 1) % every != 0),
+    }
+
+
+def _gemma3(found: Found) -> dict[str, Any]:
+    """The layers with a window have rotary positions of their own."""
+    own = (found.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if (kind := own.get("rope_type", "default")) != "default":
+        raise InputError(f"rope type {kind!r:.80} of sliding_attention is not supported")
+    return {
+        "rope_local_theta": own.get("rope_theta", found["rope_local_base_freq"]),
+        **_gemma(found),
+    }
+
+
+def _gemma_keys(config: ModelConfig) -> dict[str, Any]:
+    assert config.attention_multiplier is not None
+    slides = [config.window(layer) is not None for layer in range(config.num_hidden_layers)]
+    return {
+        "query_pre_attn_scalar": round(config.attention_multiplier**-2),
+        "sliding_window": config.sliding_window,
+        "layer_types": [LAYER_TYPE[flag] for flag in slides],
+    }
 
 
 def _latent(found: Found) -> dict[str, Any]:
@@ -242,6 +287,41 @@ FAMILIES = {
             if config.most_positions
             else {}
         ),
+    ),
+    "gemma2": Family(
+        architecture="Gemma2ForCausalLM",
+        absent={
+            **GEMMA,
+            "max_position_embeddings": 8192,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        fixed=GEMMA_LAYER,
+        keys=("attention_bias", "attn_logit_softcapping", "final_logit_softcapping"),
+        only=GEMMA_ONLY,
+        written=NO_IDS,
+        read=_gemma,
+        write=_gemma_keys,
+    ),
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        absent={
+            **GEMMA,
+            "max_position_embeddings": 131072,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            "sliding_window_pattern": 6,
+        },
+        fixed={**GEMMA_LAYER, "qk_norm": "head"},
+        keys=("attention_bias", "final_logit_softcapping"),
+        # its attention has no cap, whatever the config says
+        only={**GEMMA_ONLY, "attn_logit_softcapping": None},
+        written=NO_IDS,
+        rope_types={"default": "default", "linear": "linear"},
+        local_rope=True,
+        read=_gemma3,
+        write=_gemma_keys,
     ),
     MLA: Family(
         fixed={"attention_bias": True},

@@ -157,12 +157,12 @@ def load_config(path: str | Path) -> ModelConfig:
 
 
 def _take_memory(model: Decoder, device: torch.device | str, *, sharded: bool) -> None:
-    """Put memory in the place of weightless parameters, and the one buffer on the device; what was
+    """Put memory in the place of weightless parameters, and the buffers on the device; what was
     tied stays tied.
 
     nn.Module.to_empty would do it but imports half of PyTorch's compiler for it: 1.2 seconds.
     """
-    frequencies = model.frequencies.to(device)
+    buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
     if sharded:
         shard(model, device)
         model.to_empty(device=device)
@@ -173,7 +173,8 @@ def _take_memory(model: Decoder, device: torch.device | str, *, sharded: bool) -
                 empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 real[parameter] = nn.Parameter(empty)
             setattr(module, name, real[parameter])
-    model.frequencies = frequencies
+    for name, buffer in buffers.items():
+        setattr(model, name, buffer)
 
 
 def _check_layers(path: Path, tensors: Sequence[StoredTensor], config: ModelConfig) -> None:

@@ -42,17 +42,24 @@ def runs_here(x: Tensor) -> bool:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight (https://arxiv.org/abs/1910.07467), computed in float32; under autocast
-    given in its type, so that projections of the same x need not each cast it."""
+    """x / rms(x) * (offset + weight) (https://arxiv.org/abs/1910.07467), computed in float32; under
+    autocast given in its type, so that projections of the same x need not each cast it."""
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__(width, eps)
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
+        weight: Tensor = self.weight
+        if self.offset:  # in float32, where the sum keeps what a small weight says
+            x, weight = x.float(), weight.float() + self.offset
         if runs_here(x):
-            return _RMSNorm.apply(x, self.weight, self.eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
+            return _RMSNorm.apply(x, weight, self.eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
         # of x's type, so that one kernel computes it where the weight is held in another
-        weight = self.weight.to(x.dtype)
+        weight = weight.to(x.dtype)
         return F.rms_norm(x, self.normalized_shape, weight, self.eps).to(dtype)
 
 

@@ -11,12 +11,16 @@ from torch import Tensor
 from simple_llama.model.config import LinearScaling, Llama3Scaling, LongRoPE, ModelConfig
 
 
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Radians per position of each pair of a head, (R/2,) float32, slowed down by rope_scaling.
+def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Tensor:
+    """Radians per position of each pair of a head, (R/2,) float32, slowed down by rope_scaling;
+    local: in layers with a window, which have a base of their own.
 
     On the CPU, whatever the default device: they are data, not weights to be filled in later.
     """
     exponents = torch.arange(0, config.rotary_dim, 2, device="cpu").float() / config.rotary_dim
+    if local:
+        assert config.rope_local_theta is not None
+        return 1.0 / config.rope_local_theta**exponents
     frequencies = 1.0 / config.rope_theta**exponents
     match config.rope_scaling:
         case LinearScaling(factor=factor):
@@ -40,14 +44,19 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
-def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """cos of the rotation at each position and sin, negative in the lower half, (..., R) float32.
+def rotary_angles(
+    positions: Tensor, frequencies: Tensor, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """cos of the rotation at each position (B, T) and sin, negative in the lower half, times
+    factor, for all heads: (B, 1, T, R) float32.
 
     The halves of a head rotate together, (i, i + R/2), as in Hugging Face's Llama layout
     (RoPE: https://arxiv.org/abs/2104.09864).
     """
-    angles = positions.float()[..., None] * frequencies
+    angles = positions.float()[:, None, :, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
+    if factor != 1:
+        cos, sin = cos * factor, sin * factor
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 

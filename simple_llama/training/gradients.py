@@ -126,7 +126,8 @@ class Gradients:
         if config.mla is not None:  # attention pads the narrower
             width = max(width, config.mla.v_head_dim)
         in_bf16 = uses_bf16(self.device, self.params.precision)
-        return in_bf16 and packing.has_kernel(self.device, width)
+        capped = config.attn_logit_softcapping is not None
+        return in_bf16 and not capped and packing.has_kernel(self.device, width)
 
     @property
     def _pad_to(self) -> int | None:

@@ -34,18 +34,25 @@ def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
             dtype = torch.get_autocast_dtype(hidden.device.type)
         if model.config.logits_scaling != 1:
             hidden = hidden / model.config.logits_scaling
-        return _InParts.apply(hidden, weight, batch.targets, dtype)  # type: ignore[no-any-return, no-untyped-call]
+        cap = model.config.final_logit_softcapping
+        return _InParts.apply(hidden, weight, batch.targets, cap, dtype)  # type: ignore[no-any-return, no-untyped-call]
     logits = model.lm_head(even_rows(hidden, EVEN))
     return summed_cross_entropy(logits, batch.targets)
 
 
 class _InParts(torch.autograd.Function):
-    """Cross-entropy of hidden (S, D) times weight (V, D), summed, without ever holding the (S, V)
-    logits: of a part at a time, and its gradient, softmax less one-hot, beside it."""
+    """Cross-entropy of hidden (S, D) times weight (V, D), soft-capped or not, summed, without ever
+    holding the (S, V) logits: of a part at a time, and its gradient, softmax less one-hot, beside
+    it."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        dtype: torch.dtype,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             loss = torch.zeros((), device=hidden.device)
@@ -56,9 +63,15 @@ class _InParts(torch.autograd.Function):
             for part, dpart, target in zip(
                 *(torch.split(x, rows) for x in (hidden.to(dtype), dhidden, targets[:, None]))
             ):
-                share = F.linear(part, cast).log_softmax(dim=-1, dtype=torch.float32)
+                logits = F.linear(part, cast)
+                if softcap is not None:
+                    bent = torch.tanh(logits.float() / softcap)
+                    logits = softcap * bent
+                share = logits.log_softmax(dim=-1, dtype=torch.float32)
                 loss -= share.gather(1, target).sum()
                 share.exp_().scatter_add_(1, target, share.new_full(target.shape, -1.0))
+                if softcap is not None:
+                    share *= 1 - bent.square_()
                 gradient = share.to(dtype)
                 dpart.copy_(gradient @ cast)
                 if dweight is not None:
@@ -67,9 +80,9 @@ class _InParts(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(grad), None if dweight is None else dweight.mul_(grad), None, None
+        return dhidden.mul_(grad), None if dweight is None else dweight.mul_(grad), None, None, None
 
 
 def _supervised(model: Decoder, batch: MicroBatch) -> Tensor:
