@@ -123,9 +123,9 @@ def ours(
     params = replace(Params().section(TrainParams), **values)
     data = TrainingData(train=tokens, val=tokens, pad_id=workload.PAD_ID, stop_ids=[1])
     listener: Any = Listener()
-    model = workload.new_model(dropout, shape).to(device)
+    model = workload.new_model(dropout, shape, device)
     trainer = Trainer(model, data, params, listener, ALONE)
-    if params.enable_compilation:
+    if params.enable_compilation is True:
         trainer.gradients.compile(trainer.plan.at(0))
     for _ in range(count):
         trainer.step()

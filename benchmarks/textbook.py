@@ -1,6 +1,6 @@
 """A peer: the textbook way to fine-tune. Random batches padded to their longest example, logits at
 every position, targets outside the reply ignored, AdamW over all weights; in float32 on a CPU, on a
-GPU in bfloat16 under autocast, and compiled."""
+GPU in bfloat16 under autocast, its blocks compiled."""
 
 import time
 
@@ -67,7 +67,6 @@ class Textbook(nn.Module):
         exponents = torch.arange(0, shape.head_dim, 2) / shape.head_dim
         angles = torch.arange(shape.max_position_embeddings)[:, None] * shape.rope_theta**-exponents
         self.register_buffer("rotations", torch.polar(torch.ones_like(angles), angles))
-        self.start_as_ours()
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embeddings(ids)
@@ -75,9 +74,9 @@ class Textbook(nn.Module):
             x = block(x, self.rotations[: ids.shape[1]])
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
-    def start_as_ours(self) -> None:
+    def start_as_ours(self, device: str) -> None:
         """The same first weights, so that the loss curves can be compared."""
-        ours = workload.new_model(0.0, self.shape).state_dict()
+        ours = workload.new_model(0.0, self.shape, device).state_dict()
         state = {f"{mine}.weight": ours[f"{theirs}.weight"] for mine, theirs in ENDS.items()}
         for i in range(self.shape.num_hidden_layers):
             attention = f"layers.{i}.self_attn."
@@ -94,8 +93,12 @@ def train(
 ) -> list[Step]:
     """The first `count` steps."""
     on_cpu = device == "cpu"
-    model = Textbook(shape, dropout).train().to(device)
-    forward = model if on_cpu else torch.compile(model, dynamic=True)
+    with torch.device(device):
+        model = Textbook(shape, dropout).train()
+    model.start_as_ours(device)
+    if not on_cpu:
+        for block in model.blocks:
+            block.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
     measured = []
@@ -106,7 +109,7 @@ def train(
         x = pad([ids[:-1] for ids, _ in rows], batch_first=True, padding_value=workload.PAD_ID)
         y = pad([labels[1:] for _, labels in rows], batch_first=True, padding_value=IGNORED)
         with torch.autocast(device, torch.bfloat16, enabled=not on_cpu):
-            logits = forward(x.to(device))
+            logits = model(x.to(device))
             loss = criterion(logits.flatten(0, 1).float(), y.to(device).flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

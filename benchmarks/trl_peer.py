@@ -6,13 +6,15 @@ It has no dropout outside attention, so it trains without any: in its favour.
 import tempfile
 import time
 import warnings
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import textbook, workload
 from benchmarks.workload import SHAPE, STEP_EXAMPLES, Step
 from simple_llama.model.config import ModelConfig
-from simple_llama.model.folder import save_model
+from simple_llama.model.config_json import config_json
+from simple_llama.model.decoder import Decoder
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "bf16, 4 x 8": {"bf16": True, "accumulate": 4},
@@ -35,6 +37,7 @@ def train(
     accumulate: int,
     by_length: bool = False,
     compiled: bool = False,
+    liger: bool = False,
 ) -> list[Step]:
     """The first `count` steps; by length, other examples stand in a step."""
     import datasets
@@ -68,10 +71,7 @@ def train(
     fast: Any = transformers.PreTrainedTokenizerFast
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        save_model(workload.new_model(0.0, shape), Path(folder, "model"))
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(folder, "model"), dtype="float32"
-        )
+        model = as_transformers(workload.new_model(0.0, shape, device), device)
         settings = trl.SFTConfig(
             output_dir=folder,
             max_steps=count,
@@ -80,6 +80,7 @@ def train(
             train_sampling_strategy="group_by_length" if by_length else "sequential",
             bf16=bf16,
             torch_compile=compiled,
+            use_liger_kernel=liger,
             use_cpu=device == "cpu",
             gradient_checkpointing=False,
             learning_rate=1e-3,
@@ -113,3 +114,19 @@ def train(
         real = [sum(real) // count] * count
     seconds = [end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False)]
     return [Step(*step) for step in zip(real, seconds, losses, strict=True)]
+
+
+def as_transformers(model: Decoder, device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' model with the same weights, without a way through the disk."""
+    import transformers
+
+    configs: Any = transformers.AutoConfig
+    models: Any = transformers.AutoModelForCausalLM
+    with torch.device(device):
+        theirs = models.from_config(configs.for_model(**config_json(model.config)), dtype=dtype)
+    weights = {
+        name if name.startswith("lm_head.") else f"model.{name}": weight
+        for name, weight in model.state_dict().items()
+    }
+    theirs.load_state_dict(weights)
+    return theirs

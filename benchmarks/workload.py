@@ -129,11 +129,20 @@ def steps(count: int) -> list[Indices]:
     return [plan.at(step) for step in range(count)]
 
 
-def new_model(dropout: float, shape: ModelConfig = SHAPE) -> Decoder:
-    """The same weights each time."""
-    model = Decoder(shape, dropout=dropout)
-    model.initialise(0)
-    return model.train()
+def new_model(dropout: float, shape: ModelConfig = SHAPE, device: str = "cpu") -> Decoder:
+    """The same weights each time on a kind of device, where they are drawn: for 1.3B parameters a
+    CPU needs longer than a GPU for the whole measurement."""
+    if device == "cpu":
+        model = Decoder(shape, dropout=dropout)
+        model.initialise(0)
+        return model.train()
+    with torch.device(device):
+        torch.manual_seed(0)
+        model = Decoder(shape, dropout=dropout)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, 0.0, 0.02)
+    return model.to(device).train()
 
 
 def flops(examples: Indices, shape: ModelConfig = SHAPE) -> float:
