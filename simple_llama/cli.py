@@ -264,19 +264,42 @@ def generate(
 
 
 @command(
-    option("--model", required=True, metavar="DIR", help="a model folder"),
+    MODEL,
     PROMPT_FORMAT,
-    option("--data", required=True, metavar="FILE", help="conversations as prepare reads them"),
+    option("--data", metavar="FILE", help="conversations as prepare reads them"),
+    option("--tasks", metavar="A,B", help="benchmarks of lm-evaluation-harness, with the base"),
+    option("--include", metavar="DIR", help="a folder of further tasks, as YAML files"),
+    option("--limit", type=int, metavar="N", help="examples of each task (default: all)"),
+    option("--chat-template", action="store_true", help="put each question as a user's turn"),
     option("--out", metavar="FILE", help="the report as JSON"),
     DEVICE,
 )
-def evaluate(model: str, prompt_format: str, data: str, out: str | None, device: str) -> None:
-    """Score a model on a file without training it: loss, accuracy, exact match."""
-    from simple_llama.evaluation.one_model import evaluate_file
+def evaluate(
+    model: str,
+    prompt_format: str,
+    data: str | None,
+    tasks: str | None,
+    out: str | None,
+    device: str,
+    **asked: Any,
+) -> None:
+    """Score a model on a file (loss, accuracy, exact match) or on public benchmarks."""
+    if data is not None and tasks is None and not any(asked.values()):
+        from simple_llama.evaluation.one_model import evaluate_file
 
-    print(
-        evaluate_file(model=model, prompt_format=prompt_format, data=data, out=out, device=device)
-    )
+        print(evaluate_file(model, prompt_format, data, out, device))
+    elif tasks is not None and data is None and prompt_format == "auto":
+        from simple_llama.evaluation.tasks import Settings, evaluate_tasks
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        print(evaluate_tasks(model, Settings(tasks=names, device=device, **asked), out))
+    else:
+        from simple_llama.errors import InputError
+
+        raise InputError(
+            "evaluate: wanted --data FILE, with --prompt-format if need be, or --tasks A,B, with "
+            "--include, --limit or --chat-template"
+        )
 
 
 @command(

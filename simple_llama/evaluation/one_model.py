@@ -14,9 +14,7 @@ from simple_llama.outs import check_outside_outs
 from simple_llama.params import EvaluateParams, Params
 
 
-def evaluate_file(
-    *, model: str, prompt_format: str, data: str, out: str | None, device: str
-) -> str:
+def evaluate_file(model: str, prompt_format: str, data: str, out: str | None, device: str) -> str:
     """Score a model folder on a file, with the tokenizer of that folder and the evaluation
     settings of params.yaml; the report, for a person.
 
