@@ -12,15 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
-from simple_llama.model.config import LongRoPE
 from simple_llama.model.config_json import config_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import check_fits, load_config, load_model, save_model
+from simple_llama.model.rope_scaling import LongRoPE
 from tests.test_families import IDS, LLAMA3
 from tests.test_model import edit_config, logits_of, random_model, tiny_config
 
 GEMMA3 = {"model_type": "gemma3_text"}
 WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
+
+
+def yarn(**changes: Any) -> dict[str, Any]:
+    return {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, **changes}}
 
 
 def longrope(**changes: Any) -> dict[str, Any]:
@@ -48,7 +52,13 @@ def folder(tmp_path: Path) -> Path:
         ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act 'gelu_pytorch_tanh' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights (quantization_con"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not supp"),
+        (yarn(factor="2"), "factor: got '2', wanted a positive number"),
+        (yarn(beta_fast=-1), "beta_fast: got -1, wanted a positive number"),
+        (yarn(mscale="1", mscale_all_dim=1), "mscale: got '1', wanted a positive number"),
+        (yarn(attention_factor=0), "attention_factor: got 0, wanted a positive number"),
+        (yarn(truncate=1), "truncate: got 1, wanted true or false"),
+        (yarn(original_max_position_embeddings=0.5), "original_max_position_embeddings: got 0.5"),
+        (yarn(rope_theta=1.0), "rope_theta: got 1.0, wanted more than 1 with yarn"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "missing 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor: got 0, wanted a pos"),

@@ -56,6 +56,12 @@ LONGROPE = {
     "short_factor": [1.0, 1.5, 2.0, 4.0],
     "long_factor": [1.0, 3.0, 9.0, 30.0],
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 900.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 30}
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
 BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
@@ -70,6 +76,22 @@ BASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}, torch.bfloat16),
     "mistral with a window": ("mistral", {"sliding_window": 40}, torch.float32),
     "qwen2": ("qwen2", {"rope_parameters": PLAIN, "tie_word_embeddings": True}, torch.bfloat16),
+    "llama, yarn in full": (
+        "llama",
+        {
+            "rope_parameters": {
+                **YARN,
+                "beta_fast": 5.0,
+                "beta_slow": 1.5,
+                "mscale": 0.7,
+                "mscale_all_dim": 1.2,
+                "truncate": False,
+            },
+            "head_dim": 16,
+        },
+        torch.float32,
+    ),
+    "qwen3, yarn": ("qwen3", {"rope_parameters": YARN, "head_dim": 16}, torch.float32),
     "qwen2, untied": ("qwen2", {"num_key_value_heads": 1}, torch.float32),
     "qwen3": ("qwen3", {"tie_word_embeddings": True, "head_dim": 16}, torch.bfloat16),
     "qwen3 with biases": (

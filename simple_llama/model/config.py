@@ -1,67 +1,16 @@
 """The shape of a model."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from simple_llama.errors import InputError
+from simple_llama.model.checks import check_positive, check_sizes
+from simple_llama.model.rope_scaling import LongRoPE, RopeScaling, YaRN
 
 MAX_ELEMENTS = 2**40
 """Of a matrix; a size in bytes that no 64 bits hold would be an error of PyTorch."""
 MLA = "simple_llama_mla"
 """The model_type of latent attention with a bias in each projection: no name of Hugging Face's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Rotary positions divided by a factor (https://arxiv.org/abs/2306.15595)."""
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "factor")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
-    """Slow rotations divided by a factor, fast ones kept, those between mixed (Llama 3.1)."""
-
-    factor: float
-    low_freq_factor: float
-    """Rotations of fewer turns than this within the original context are slow ..."""
-    high_freq_factor: float
-    """... and those of more turns than this are fast."""
-    original_max_position_embeddings: int
-    """The context of pretraining before it was extended, in tokens."""
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "factor", "low_freq_factor", "high_freq_factor")
-        _check_sizes(self, "original_max_position_embeddings")
-        if self.low_freq_factor >= self.high_freq_factor:
-            raise InputError(
-                f"low_freq_factor: got {self.low_freq_factor}, "
-                f"wanted less than high_freq_factor ({self.high_freq_factor})"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LongRoPE:
-    """Each pair slowed down by a factor of its own, short_factor up to the original context and
-    long_factor beyond, which is not computed here (https://arxiv.org/abs/2402.13753)."""
-
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    original_max_position_embeddings: int
-    attention_factor: float
-    """What cos and sin are multiplied by."""
-
-    def __post_init__(self) -> None:
-        for name in ("short_factor", "long_factor"):
-            factors = getattr(self, name)
-            if type(factors) not in (list, tuple) or not all(_is_positive(one) for one in factors):
-                raise InputError(f"{name}: got {factors!r:.80}, wanted a list of positive numbers")
-            object.__setattr__(self, name, tuple(factors))
-        _check_sizes(self, "original_max_position_embeddings")
-        _check_positive(self, "attention_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +29,9 @@ class LatentShape:
     v_head_dim: int
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        check_sizes(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         if self.q_lora_rank is not None:
-            _check_sizes(self, "q_lora_rank")
+            check_sizes(self, "q_lora_rank")
         if self.qk_rope_head_dim % 2:
             raise InputError(
                 f"qk_rope_head_dim: got {self.qk_rope_head_dim}, wanted an even number"
@@ -115,7 +64,7 @@ class ModelConfig:
     mlp_bias: bool = False
     model_type: str = "llama"
     """One of FAMILIES: what the model is published as. What is computed, the others say."""
-    rope_scaling: LinearScaling | Llama3Scaling | LongRoPE | None = None
+    rope_scaling: RopeScaling | None = None
     partial_rotary_factor: float = 1.0
     """The share of a head that is rotated."""
     sliding_window: int | None = None
@@ -153,7 +102,7 @@ class ModelConfig:
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
     def __post_init__(self) -> None:
-        _check_sizes(
+        check_sizes(
             self,
             "vocab_size",
             "hidden_size",
@@ -165,8 +114,8 @@ class ModelConfig:
             "max_position_embeddings",
         )
         if self.sliding_window is not None:
-            _check_sizes(self, "sliding_window")
-        _check_positive(
+            check_sizes(self, "sliding_window")
+        check_positive(
             self,
             "rms_norm_eps",
             "rope_theta",
@@ -182,7 +131,7 @@ class ModelConfig:
             "final_logit_softcapping",
         ):
             if getattr(self, name) is not None:
-                _check_positive(self, name)
+                check_positive(self, name)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if type(getattr(self, name)) is not bool:
                 raise InputError(f"{name}: got {getattr(self, name)!r}, wanted true or false")
@@ -222,6 +171,8 @@ class ModelConfig:
                 f"partial_rotary_factor: got {self.partial_rotary_factor}, wanted an even number "
                 f"of a head's {self.head_dim} channels"
             )
+        if isinstance(self.rope_scaling, YaRN) and self.rope_theta <= 1:
+            raise InputError(f"rope_theta: got {self.rope_theta}, wanted more than 1 with yarn")
         if isinstance(self.rope_scaling, LongRoPE):
             for name in ("short_factor", "long_factor"):
                 if (count := len(getattr(self.rope_scaling, name))) != rotated // 2:
@@ -255,21 +206,3 @@ class ModelConfig:
         """The longest sequence that is computed right, in tokens; None: any."""
         scaling = self.rope_scaling
         return scaling.original_max_position_embeddings if isinstance(scaling, LongRoPE) else None
-
-
-def _check_sizes(config: Any, *names: str) -> None:
-    for name in names:
-        size = getattr(config, name)
-        if type(size) is not int or not 1 <= size < 2**31:
-            raise InputError(f"{name}: got {size!r}, wanted a positive integer")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not _is_positive(value):
-            raise InputError(f"{name}: got {value!r}, wanted a positive number")
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 1e30

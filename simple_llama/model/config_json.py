@@ -2,7 +2,6 @@
 name; what is written is read by `transformers` as the model_type that was read."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
-from simple_llama.model.config import LinearScaling, Llama3Scaling, LongRoPE, ModelConfig
-from simple_llama.model.families import FAMILIES, LAYER_TYPES, SHARED, Family, wanted
+from simple_llama.model.checks import wanted
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.families import FAMILIES, LAYER_TYPES, SHARED, Family
+from simple_llama.model.rope_scaling import ROPE_TYPES, read_scaling
 
-ORIGINAL = "original_max_position_embeddings"
-ROPE_TYPES = {LinearScaling: "linear", Llama3Scaling: "llama3", LongRoPE: "longrope"}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -55,7 +54,7 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
         "max_position_embeddings": positions,
         "rms_norm_eps": found.get("rms_norm_eps", 1e-6),
         "rope_theta": rope.get("rope_theta", 10000.0),
-        "rope_scaling": _rope_scaling(family.rope_types.get(_rope_type(rope)), rope, found),
+        "rope_scaling": read_scaling(family.rope_types.get(_rope_type(rope)), rope, found),
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0),
         "tie_word_embeddings": found.get("tie_word_embeddings") or False,
     }
@@ -87,38 +86,6 @@ def _rope(found: dict[str, Any], family: Family) -> dict[str, Any]:
 
 def _rope_type(rope: dict[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type", "default"))
-
-
-def _rope_scaling(kind: str | None, rope: dict[str, Any], found: dict[str, Any]) -> Any:
-    if kind == "linear":
-        return LinearScaling(factor=wanted(rope, "factor"))
-    original = found.get(ORIGINAL, rope.get(ORIGINAL, found["max_position_embeddings"]))
-    if kind == "llama3":
-        return Llama3Scaling(
-            factor=wanted(rope, "factor"),
-            low_freq_factor=wanted(rope, "low_freq_factor"),
-            high_freq_factor=wanted(rope, "high_freq_factor"),
-            original_max_position_embeddings=original,
-        )
-    if kind == "longrope":
-        return LongRoPE(
-            short_factor=wanted(rope, "short_factor"),
-            long_factor=wanted(rope, "long_factor"),
-            original_max_position_embeddings=original,
-            attention_factor=rope.get("attention_factor")
-            or _attention_factor(found["max_position_embeddings"], original, rope.get("factor")),
-        )
-    return None
-
-
-def _attention_factor(longest: Any, original: Any, factor: Any) -> float:
-    """What longrope's cos and sin are multiplied by where it is not said."""
-    if type(original) is not int or type(longest) is not int or original < 2:
-        raise InputError(f"{ORIGINAL}: got {original!r:.80}, wanted an integer above 1")
-    factor = longest / original if factor is None else factor
-    if type(factor) not in (int, float) or not 0 < factor < 1e30:
-        raise InputError(f"factor: got {factor!r:.80}, wanted a positive number")
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def _refuse_unsupported(found: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from simple_llama.errors import InputError
+from simple_llama.model.checks import Found, positive_integer, wanted
 from simple_llama.model.config import MLA, LatentShape, ModelConfig
 
 SHARED = (
@@ -44,8 +45,6 @@ MULTIPLIERS = (
 )
 LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
 LAYER_TYPE = {slides: name for name, slides in LAYER_TYPES.items()}
-Found = Mapping[str, Any]
-"""What a config.json holds, and `absent` where it is silent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class Family:
     written: Mapping[str, Any] = field(default_factory=dict)
     """Keys that stand in every config.json of ours, unless something else is known of them."""
     rope_types: Mapping[str, str] = field(
-        default_factory=lambda: {"default": "default", "linear": "linear", "llama3": "llama3"}
+        default_factory=lambda: {kind: kind for kind in ("default", "linear", "llama3", "yarn")}
     )
     """What it may call its rotary positions, and what they are."""
     partial_rotary: bool = False
@@ -77,13 +76,6 @@ class Family:
     """Fields that take more than a key of their name ..."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     """... and the keys of them."""
-
-
-def wanted(found: Found, key: str) -> Any:
-    """Raises InputError where it is missing."""
-    if key not in found:
-        raise InputError(f"missing {key!r}")
-    return found[key]
 
 
 def _flags(found: Found, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...] | None:
@@ -127,13 +119,6 @@ def _optional_window(found: Found) -> Any:
     return found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
 
 
-def _positive(found: Found, key: str) -> int:
-    value = found[key]
-    if type(value) is not int or not 1 <= value < 2**31:
-        raise InputError(f"{key}: got {value!r:.80}, wanted a positive integer")
-    return value
-
-
 def _layers_from_on(found: Found) -> dict[str, Any]:
     """Qwen's windows: from one layer on."""
     first = found["max_window_layers"]
@@ -158,7 +143,7 @@ def _smollm3(found: Found) -> dict[str, Any]:
     """Each layer but every n-th knows positions; that one may have a window."""
     flags = _flags(found, "no_rope_layers", {1: True, 0: False})
     if flags is None:
-        every = _positive(found, "no_rope_layer_interval")
+        every = positive_integer(found, "no_rope_layer_interval")
         flags = tuple(layer % every != 0 for layer in range(1, _layers(found) + 1))
     rotary = flags
     windows = _windows(found, _optional_window(found), lambda layer: not rotary[layer])
@@ -167,10 +152,10 @@ def _smollm3(found: Found) -> dict[str, Any]:
 
 def _gemma(found: Found) -> dict[str, Any]:
     """Scaled embeddings and scores; each layer but every n-th has a window."""
-    every = _positive(found, "sliding_window_pattern")
+    every = positive_integer(found, "sliding_window_pattern")
     return {
         "embedding_multiplier": found["hidden_size"] ** 0.5,
-        "attention_multiplier": _positive(found, "query_pre_attn_scalar") ** -0.5,
+        "attention_multiplier": positive_integer(found, "query_pre_attn_scalar") ** -0.5,
         **_windows(found, found["sliding_window"], lambda layer: (layer + 1) % every != 0),
     }
 

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from simple_llama.model.config import LinearScaling, Llama3Scaling, LongRoPE, ModelConfig
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.rope_scaling import LinearScaling, Llama3Scaling, LongRoPE, YaRN
 
 
 def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Tensor:
@@ -29,6 +30,8 @@ def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Tensor:
             return _llama3(frequencies, scaling)
         case LongRoPE(short_factor=factors):
             return frequencies / torch.tensor(factors, device="cpu")
+        case YaRN() as scaling:
+            return _yarn(frequencies, scaling, config.rope_theta)
     return frequencies
 
 
@@ -42,6 +45,30 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     turns = frequencies * scaling.original_max_position_embeddings / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def _yarn(frequencies: Tensor, scaling: YaRN, theta: float) -> Tensor:
+    """By the number of a pair, as `transformers` has it: its turns within the original context
+    decide, rounded outward unless `truncate` is false:
+
+    ... the pair of beta_fast turns ... that of beta_slow turns ...
+    unchanged     |          interpolated           | 1/factor
+    """
+    width = 2 * len(frequencies)
+
+    def pair(turns: float) -> float:
+        length = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return width * math.log(length) / (2 * math.log(theta))
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    if low == high:
+        high += 0.001
+    pairs = torch.arange(width // 2, device="cpu")
+    slowed = ((pairs - low) / (high - low)).clamp(0, 1)
+    return slowed * frequencies / scaling.factor + (1 - slowed) * frequencies
 
 
 def rotary_angles(
