@@ -61,6 +61,9 @@ PROMPT_FORMAT = option(
     choices=("auto", "template", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"),
     help="how a conversation is written (default: auto, as the model's folder shows)",
 )
+TOOLS = option(
+    "--tools", metavar="FILE", help="JSON: functions that the model may call, which are shown"
+)
 DEVICE = option("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
 MAX_TOKENS = option(
     "--max-tokens", type=int, default=256, metavar="N", help="of a reply, at most (default: 256)"
@@ -177,6 +180,7 @@ def reproduce(run_id: str) -> None:
     MODEL,
     PROMPT_FORMAT,
     option("--system", metavar="TEXT", help="system prompt (default: the model's own)"),
+    TOOLS,
     temperature(0.7),
     TOP_P,
     MAX_TOKENS,
@@ -194,6 +198,7 @@ def chat(
     model: str,
     prompt_format: str,
     system: str | None,
+    tools: str | None,
     compare: str | None,
     device: str,
     **sampling: Any,
@@ -207,6 +212,7 @@ def chat(
         model=model,
         prompt_format=prompt_format,
         system=system,
+        tools=tools,
         compare=compare,
         device=device,
         settings=settings,
@@ -229,6 +235,7 @@ def chat(
         metavar="FILE",
         help="prompts: conversations as prepare reads them, or a .txt of one prompt a line",
     ),
+    TOOLS,
     option("--out", metavar="FILE", help="JSONL (default: the standard output)"),
     option("--batch-size", type=int, default=32, metavar="N", help="prompts at once (default: 32)"),
     temperature(0.0),
@@ -242,6 +249,7 @@ def generate(
     prompt_format: str,
     prompts: list[str],
     file: str | None,
+    tools: str | None,
     out: str | None,
     batch_size: int,
     device: str,
@@ -256,6 +264,7 @@ def generate(
         prompt_format=prompt_format,
         prompts=prompts,
         file=file,
+        tools=tools,
         out=out,
         batch_size=batch_size,
         device=device,

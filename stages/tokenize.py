@@ -43,6 +43,8 @@ def summary(params: TokenizeParams, report: dict[str, Any]) -> str:
     }
     if report["dropped_untrained"]:
         rows["dropped, no reply is trained"] = f"{report['dropped_untrained']:,}"
+    for key, times in report.get("not_shown", {}).items():
+        rows[f"not shown by the format: {key}"] = f"{times:,}"
     if report.get("dropped_refused"):
         rows["dropped, refused by the format"] = f"{report['dropped_refused']:,}"
     if report["dropped_too_long"]:

@@ -111,9 +111,9 @@ THOUGHT = {"role": "assistant", "content": "a", "reasoning_content": "hm", "thin
     [
         ({**ROW, "id": 3, "source": "web", "context": ""}, []),
         ({"instruction": "q", "output": "a", "context": "c", "inputs": "i"}, ["context", "inputs"]),
-        ({"messages": [CHAT[0], THOUGHT], "tools": "[]"}, ["messages.reasoning_content"]),
+        ({"messages": [CHAT[0], THOUGHT], "tools": "[]"}, []),
         ({"conversations": CHAT, "thoughts": ["t"], "score": 1}, ["thoughts"]),
-        ({"prompt": CHAT[:1], "completion": [THOUGHT]}, ["messages.reasoning_content"]),
+        ({"prompt": CHAT[:1], "completion": [THOUGHT], "seen": 1}, ["seen"]),
         ({"messages": [{**CHAT[0], "value": "other"}, CHAT[1]]}, ["messages.value"]),
     ],
 )
@@ -231,38 +231,13 @@ def test_prompt_completion_rows() -> None:
     assert texts(listed) == ["q1", "a1", "q2", "a2"] and listed.system == "t"
 
 
-CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 IMAGE = {"type": "image_url", "image_url": {"url": "https://x"}}
 
 
 @pytest.mark.parametrize(
     ("value", "reason", "detail"),
     [
-        ({"messages": CHAT, "tools": [{"type": "function"}]}, "tool calls", "the row: 'tools'"),
-        (
-            {
-                "messages": [
-                    CHAT[0],
-                    {"role": "assistant", "content": None, "tool_calls": CALL},
-                    {"role": "tool", "content": "3", "tool_call_id": "1"},
-                    CHAT[1],
-                ]
-            },
-            "tool calls",
-            "messages[1]: 'tool_calls'; only text is trained",
-        ),
-        ({"messages": said(("function", "3"))}, "tool calls", "messages[0]: role 'function'"),
-        (
-            {"conversations": said(("human", "q"), ("function_call", "{}"), author="from")},
-            "tool calls",
-            "conversations[1]: role 'function_call'",
-        ),
-        (
-            {"conversations": said(("observation", "3"), author="from", text="value")},
-            "tool calls",
-            "role 'observation'",
-        ),
-        ({"conversations": CHAT, "tools": '[{"name": "f"}]'}, "tool calls", "'tools'"),
+        ({"instruction": "q", "output": "a", "tools": [{}]}, "tool calls", "the row: 'tools'"),
         (
             {"messages": said(("user", [IMAGE]), ("assistant", "a"))},
             "images or other media",

@@ -211,6 +211,7 @@ def test_a_session_on_a_terminal(
         model=str(folder),
         prompt_format="auto",
         system="Help.",
+        tools=None,
         compare=str(folder),
         device="cpu",
         settings=GREEDY,

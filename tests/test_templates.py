@@ -108,16 +108,27 @@ def test_all_replies_are_trained_where_the_history_stays(
         assert ids[:start].tolist() == chat.prompt(CONVERSATIONS[1][:asked])
 
 
-def test_a_template_that_writes_earlier_replies_in_other_words_trains_the_last(
+def test_of_a_template_that_drops_earlier_thoughts_each_reply_is_an_example(
     chats: dict[str, ChatTokenizer],
 ) -> None:
+    """With what the model really sees before it."""
     chat = chats["qwen3"]
     assert "it writes earlier replies in other words" in chat.description
     conversation = turns("q", "<think>\nso\n</think>\n\na1", "q2", "<think>\nhm\n</think>\n\na2")
-    [(ids, mask)] = chat.encode([conversation], "all_replies")
-    assert chat.decode(ids[mask]) == "<think>\nhm\n</think>\n\na2", "thoughts are tokens, not text"
-    assert ids[~mask].tolist() == chat.prompt(conversation[:-1])
-    assert "so" not in chat.decode(ids)
+    batch = chat.encode_batch([turns("x", "y"), conversation], "all_replies")
+    assert batch.rows.tolist() == [0, 1, 1]
+    _, first, last = batch.examples()
+    for (ids, mask), asked, thought in ((first, 1, "so"), (last, 3, "hm")):
+        reply = chat.decode(ids[mask])
+        assert reply == f"<think>\n{thought}\n</think>\n\na{(asked + 1) // 2}", "tokens, not text"
+        assert ids[~mask].tolist() == chat.prompt(conversation[:asked])
+    assert "so" not in chat.decode(last[0]) and "a1" in chat.decode(last[0])
+    assert len(chat.encode([conversation], "last_reply")) == 1
+    flagged = [conversation[0], {**conversation[1], "weight": 1}, *conversation[2:]]
+    assert len(chat.encode([flagged], "last_reply")) == 2
+    flagged[3] = {**flagged[3], "weight": 0}
+    [(ids, _)] = chat.encode([flagged], "last_reply")
+    assert ids.tolist() == first[0].tolist()
 
 
 @pytest.mark.usefixtures("fixed_date")

@@ -141,6 +141,23 @@ def test_on_several_cores_it_writes_the_same_bytes(
         assert (prepared / "one" / name).read_bytes() == (prepared / "two" / name).read_bytes()
 
 
+def test_a_line_may_make_several_examples(tmp_path: Path) -> None:
+    folder = template_folder("qwen3", tmp_path / "qwen3")
+    two = {"id": "two", "messages": [*TRAIN[0]["messages"], *TRAIN[1]["messages"][1:]]}
+    write_split(tmp_path, "train", [TRAIN[2], two, {**two, "id": "three"}, TRAIN[3]])
+    write_split(tmp_path, "val", VAL)
+    for limit, rows, dropped in (
+        (1000, [0, 1, 1, 2, 2, 3], []),
+        (60, [0, 1, 2, 3], ["two", "three"]),
+    ):
+        chosen = params(folder, supervise="all_replies", max_seq_len=limit)
+        report = tokenize(chosen, tmp_path, tmp_path / "tokens")
+        assert report["train_examples"] == len(rows)
+        assert Tokens.read(tmp_path / "tokens/train.safetensors").rows.tolist() == rows
+        lines = (tmp_path / "tokens/dropped.jsonl").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == dropped
+
+
 def test_what_the_chat_template_refuses_is_dropped_by_name(tmp_path: Path) -> None:
     """Counted against max_dropped; not one left is an error."""
     folder = template_folder("gemma", tmp_path / "gemma")

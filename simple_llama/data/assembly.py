@@ -33,8 +33,10 @@ class EncodedBatch:
     """(N,): whether each is a target of the loss."""
     lengths: NDArray[np.int64]
     """(B,) tokens of each example."""
+    rows: NDArray[np.int64]
+    """(B,) which of the conversations each is of; one may make several."""
     refused: Mapping[int, str] = field(default_factory=dict)
-    """Example that cannot be written, and is empty → why."""
+    """Conversation that cannot be written, and makes one that is empty → why."""
 
     def examples(self) -> list[Encoded]:
         """Each on its own."""
@@ -67,19 +69,25 @@ class Assembler:
         if encoder.unk is not None:
             self.is_control[encoder.id_of(encoder.unk)] = False
 
-    def __call__(self, conversations: Sequence[Sequence[Piece] | Refusal]) -> EncodedBatch:
-        """Raises InputError where the tokenizer makes a control token of a text."""
+    def __call__(self, conversations: Sequence[list[list[Piece]] | Refusal]) -> EncodedBatch:
+        """Encode the examples of each conversation. Raises InputError where the tokenizer makes a
+        control token of a text."""
         refused = {
             row: one.reason for row, one in enumerate(conversations) if isinstance(one, Refusal)
         }
-        all_runs = [[] if isinstance(one, Refusal) else self._runs(one) for one in conversations]
+        examples = [
+            (row, pieces)
+            for row, one in enumerate(conversations)
+            for pieces in ([[]] if isinstance(one, Refusal) else one)
+        ]
+        all_runs = [self._runs(pieces) for _, pieces in examples]
         text_ids = self._encode_texts(all_runs)
         pieces = [np.zeros(0, np.uint32)]
         sizes: list[int] = []
         targets: list[bool] = []
         lengths: list[int] = []
         controls = 0
-        for row, runs in enumerate(all_runs):
+        for (row, _), runs in zip(examples, all_runs):
             before_it = len(pieces), len(sizes), controls
             length = 0
             for run, before in runs:
@@ -107,7 +115,8 @@ class Assembler:
         flat_mask = np.repeat(np.array(targets, bool), np.array(sizes, np.int64))
         if np.count_nonzero(self.is_control[flat_ids]) != controls:
             self._refuse_control_from_text(text_ids)
-        return EncodedBatch(flat_ids, flat_mask, np.array(lengths, np.int64), refused)
+        rows = np.array([row for row, _ in examples], np.int64)
+        return EncodedBatch(flat_ids, flat_mask, np.array(lengths, np.int64), rows, refused)
 
     def _runs(self, pieces: Sequence[Piece]) -> list[Run]:
         """The pieces, neighbouring texts joined."""

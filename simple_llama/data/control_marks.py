@@ -32,6 +32,7 @@ class Marked:
     """Messages with a mark in their control tokens."""
 
     messages: list[dict[str, Any]]
+    variables: dict[str, Any]
     mark: str
 
     def cleaned(self, text: str) -> str:
@@ -83,20 +84,25 @@ class Marks:
         for match in self._any.finditer(text):
             yield match.start(), match.end(), match[0]
 
-    def marked(self, messages: Sequence[dict[str, Any]]) -> Marked | None:
-        """The messages with marks; None where none is needed."""
-        if not any(self._has(message) for message in messages):
+    def marked(
+        self, messages: Sequence[dict[str, Any]], variables: dict[str, Any]
+    ) -> Marked | None:
+        """The messages and variables with marks; None where none is needed."""
+        trial = self._mark(messages, variables, chr(PRIVATE[0]))
+        if trial == (list(messages), variables):
             return None
-        text = json.dumps(messages, ensure_ascii=False)
+        text = json.dumps([messages, variables], ensure_ascii=False)
         mark = next(character for character in map(chr, PRIVATE) if character not in text)
-        return Marked([self._mark(message, mark) for message in messages], mark)
+        return Marked(*self._mark(messages, variables, mark), mark)
 
-    def _has(self, message: dict[str, Any]) -> bool:
-        return self._mark(message, "\ue000") != message
-
-    def _mark(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
-        pattern = self._in_replies if message["role"] == "assistant" else self._any
-        return {key: self._in(value, pattern, mark) for key, value in message.items()}
+    def _mark(
+        self, messages: Sequence[dict[str, Any]], variables: dict[str, Any], mark: str
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        marked = []
+        for message in messages:
+            pattern = self._in_replies if message["role"] == "assistant" else self._any
+            marked.append({key: self._in(value, pattern, mark) for key, value in message.items()})
+        return marked, {key: self._in(one, self._any, mark) for key, one in variables.items()}
 
     def _in(self, value: Any, pattern: re.Pattern[str], mark: str) -> Any:
         if isinstance(value, dict):

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ class Encoded:
     lengths: NDArray[np.int64]
     """(E,) tokens of each that fits."""
     rows: NDArray[np.int64]
-    """(E,) which of the block's examples they are."""
+    """(E,) in which of the block's lines they stand."""
+    lines: int
+    """Of the block."""
     dropped: list[tuple[str, int, str]]
     """Id and length of those that are too long, or 0 of those that train nothing; and why, of those
     that the prompt format refuses."""
@@ -50,6 +53,8 @@ class Encoded:
     """Tokens that are targets of the loss."""
     unknown: int
     """Tokens that stand for text the vocabulary lacks."""
+    hidden: Counter[str]
+    """What examples say and the prompt format does not show → how many do."""
 
 
 def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
@@ -144,9 +149,10 @@ class _Split:
     """Examples that train nothing."""
     refused: int = 0
     """By the prompt format."""
+    hidden: Counter[str] = field(default_factory=Counter)
     first_refused: str = ""
     """Id and reason."""
-    examples: int = 0
+    lines: int = 0
     supervised: int = 0
     unknown: int = 0
 
@@ -164,8 +170,8 @@ class _Split:
         self.ids.write(encoded.ids)
         self.mask.write(encoded.mask)
         self.starts.extend((self.starts[-1] + np.cumsum(encoded.lengths)).tolist())
-        self.rows.extend((self.examples + encoded.rows).tolist())
-        self.examples += len(encoded.rows) + len(encoded.dropped)
+        self.rows.extend((self.lines + encoded.rows).tolist())
+        self.lines += encoded.lines
         for example_id, length, why in encoded.dropped:
             if why:
                 self.refused += 1
@@ -174,6 +180,7 @@ class _Split:
                 self.dropped.append(length)
             else:
                 self.untrained += 1
+        self.hidden += encoded.hidden
         self.supervised += encoded.supervised
         self.unknown += encoded.unknown
 
@@ -181,11 +188,11 @@ class _Split:
         """Raises InputError where nothing fits."""
         if not self.rows and self.first_refused:
             raise InputError(
-                f"{source}: none of its {self.examples} examples is left, {self.refused} of them "
+                f"{source}: none of its {self.lines} examples is left, {self.refused} of them "
                 f"refused by the prompt format; first {self.first_refused}"
             )
         if not self.rows and not self.dropped:
-            raise InputError(f"{source}: none of its {self.examples} examples trains a reply")
+            raise InputError(f"{source}: none of its {self.lines} examples trains a reply")
         if not self.rows:
             raise InputError(
                 f"{source}: every one of its {len(self.dropped)} examples is longer than "
@@ -236,12 +243,14 @@ def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block)
         ids=ids.astype(DTYPES[_ids_dtype(tokenizer)]).tobytes(),
         mask=mask.tobytes(),
         lengths=batch.lengths[fits],
-        rows=np.flatnonzero(fits),
+        rows=batch.rows[fits],
+        lines=len(examples),
         dropped=[
-            (examples[row].id, int(batch.lengths[row]), batch.refused.get(row, ""))
-            for row in np.flatnonzero(~fits).tolist()
+            (examples[row].id, length, batch.refused.get(row, ""))
+            for row, length in zip(batch.rows[~fits].tolist(), batch.lengths[~fits].tolist())
         ],
         supervised=int(np.count_nonzero(mask)),
+        hidden=Counter(key for one in examples for key in tokenizer.hidden(one.messages)),
         unknown=0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id)),
     )
 
@@ -251,13 +260,14 @@ def _report(train: _Split, val: _Split) -> dict[str, Any]:
     dropped = np.sort(np.concatenate([np.asarray(split.dropped) for split in (train, val)]))
     all_lengths = np.concatenate([lengths, dropped])  # the dropped are longer than all others
     tokens = int(lengths.sum())
-    refused = train.refused + val.refused
+    refused, hidden = train.refused + val.refused, train.hidden + val.hidden
     return {
         "train_examples": len(train.rows),
         "val_examples": len(val.rows),
         "dropped_too_long": len(dropped),
         "dropped_untrained": train.untrained + val.untrained,
         **({"dropped_refused": refused} if refused else {}),
+        **({"not_shown": dict(sorted(hidden.items()))} if hidden else {}),
         "tokens": tokens,
         "supervised_tokens": train.supervised + val.supervised,
         "unknown_token_rate": round((train.unknown + val.unknown) / tokens, 6),

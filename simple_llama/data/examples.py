@@ -16,6 +16,8 @@ FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 MAX_CHARACTERS = 4 * 2**20
 """Of a conversation. More would make over a million tokens, each of which costs the tokenizer more
 than 100 bytes."""
+PLAIN = ("role", "content", "weight")
+"""Of a message: what any may have."""
 FRAME = 40
 """Characters around a message in a record; they count, so that a record has a bounded length."""
 
@@ -26,7 +28,8 @@ class Example:
 
     id: str
     messages: list[Message]
-    """system, then user and assistant in turns."""
+    """system, with "tools" and "chat_template_kwargs" if there are any, then user and assistant in
+    turns, and after an assistant's calls their results."""
     category: str | None
 
     @property
@@ -48,8 +51,12 @@ def to_example(row: Row, read: ConversationReader, system_prompt: str) -> Exampl
         system = ""  # said to be none
     _check_texts(conversation, system)
     category = conversation.category.strip() if conversation.category else ""
-    messages = [{"role": "system", "content": system}, *conversation.turns]
-    return Example(row.id, messages, category or None)
+    first: Message = {"role": "system", "content": system}
+    if conversation.tools:
+        first["tools"] = conversation.tools
+    if conversation.variables:
+        first["chat_template_kwargs"] = conversation.variables
+    return Example(row.id, [first, *conversation.turns], category or None)
 
 
 def read_examples(
@@ -92,10 +99,21 @@ def _sound(
 
 
 def _check_texts(conversation: Conversation, system: str) -> None:
-    for index, message in enumerate(conversation.turns):
-        if not message["content"].strip():
-            raise RowError("empty text", f"the {_ordinal(index)} is empty")
+    asked = 0
+    for message in conversation.turns:
+        asked += message["role"] == "user"
+        may_be_empty = message["role"] == "tool" or message.get("tool_calls")
+        if not may_be_empty and not message["content"].strip():
+            name = "prompt" if message["role"] == "user" else "reply"
+            raise RowError("empty text", f"the {name} of turn {asked} is empty")
     texts = [system, conversation.category or "", *(turn["content"] for turn in conversation.turns)]
+    others = [
+        conversation.tools,
+        conversation.variables,
+        *(turn[key] for turn in conversation.turns for key in turn if key not in PLAIN),
+    ]
+    for value in others:
+        texts += _texts_in(value)
     size = sum(len(text) + FRAME for text in texts)
     if size > MAX_CHARACTERS:
         raise RowError("too long", f"{size} characters, wanted at most {MAX_CHARACTERS}")
@@ -105,6 +123,14 @@ def _check_texts(conversation: Conversation, system: str) -> None:
             raise RowError("forbidden character", f"{name} (U+{ord(found[0]):04X}) in the text")
 
 
-def _ordinal(index: int) -> str:
-    """What a turn is called: turn 1 has a prompt and a reply."""
-    return f"{'reply' if index % 2 else 'prompt'} of turn {index // 2 + 1}"
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts within, keys and numbers included."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _texts_in(key)
+            yield from _texts_in(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts_in(one)
+    else:
+        yield str(value)

@@ -9,19 +9,24 @@ https://huggingface.co/docs/trl/dataset_formats
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from simple_llama.data.messages import (
+    CALLS,
+    MEDIA,
     MESSAGE_KEYS,
     TEXT_KEYS,
+    TOOLS,
     UNTRAINABLE,
     Message,
     read_message,
     refuse_untrainable,
+    role_of,
 )
 from simple_llama.data.rows import Row, RowError
 from simple_llama.data.supervision import ROW_FLAGS, LeftOut, check_row
+from simple_llama.data.tool_calls import check_plain, listed_tools, parsed, read_tools
 from simple_llama.data.values import (
     check_object,
     keys_of,
@@ -57,8 +62,13 @@ class Conversation:
 
     system: str | None
     turns: list[Message]
-    """user, assistant, user, ... and at last an assistant's."""
+    """user, assistant, user, ... and at last an assistant's; after one with calls, their results
+    and another of the assistant's."""
     category: str | None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """What the assistant may call."""
+    variables: dict[str, Any] = field(default_factory=dict)
+    """What the row says to its chat template: enable_thinking and the like."""
 
 
 class ConversationReader:
@@ -99,7 +109,8 @@ class ConversationReader:
             return form.convert(value)
         check_row(value)
         conversation = form.convert(value)
-        if all(turn.get("weight") == 0 for turn in conversation.turns[1::2]):
+        replies = (turn for turn in conversation.turns if turn["role"] == "assistant")
+        if all(reply.get("weight") == 0 for reply in replies):
             raise LeftOut
         for key in _dropped_keys(value, form):
             name = printable(key[:MAX_KEY])
@@ -223,25 +234,62 @@ def _listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
 
 def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
     """Messages in order, a system prompt first or under 'system'; that of a message wins."""
-    refuse_untrainable(row, "the row")
-    system = _system(row)
+    refuse_untrainable(row, "the row", (*CALLS, *MEDIA))
+    system, variables, tools = _system(row), row.get(VARIABLES), _tools(row)
+    roles = [role_of(message, where) for where, message in messages]
+    if roles[:1] == ["system"]:
+        (where, first), *messages = messages
+        [said] = read_message(first, where, tools=False)
+        system = said["content"]
+        tools = tools or read_tools(first.get("tools"), f"{where}: 'tools'")
+        variables = variables or first.get(VARIABLES)
+    if system and (listed := listed_tools(system, "the system prompt: <tools>")):
+        # it says how to call them, which the chat template does in its own words
+        system, tools = "", tools or listed
     turns: list[Message] = []
-    for index, (where, message) in enumerate(messages):
-        role, text, weight = read_message(message, where)
-        if role == "system" and index == 0:
-            system = text
-            continue
-        wanted = "assistant" if len(turns) % 2 else "user"
-        if role != wanted:
-            raise RowError("wrong order of roles", f"{where}: role {role!r}, wanted {wanted!r}")
-        turns.append({"role": wanted, "content": text})
-        if weight is not None and role == "assistant":
-            turns[-1]["weight"] = weight
+    for where, message in messages:
+        for said in read_message(message, where, tools=bool(tools) or "tool" in roles):
+            wanted = _next_roles(turns)
+            if said["role"] not in wanted:
+                detail = f"{where}: role {said['role']!r}, wanted {' or '.join(map(repr, wanted))}"
+                raise RowError("wrong order of roles", detail)
+            turns.append(said)
     if not turns:
         raise RowError("no turns", "the list of messages holds no user turn")
-    if len(turns) % 2:
+    if turns[-1]["role"] != "assistant":
         raise RowError("turns do not pair up", "the last message is not the assistant's")
-    return Conversation(system, turns, _category(row))
+    return Conversation(system, turns, _category(row), tools, _variables(variables))
+
+
+def _next_roles(turns: list[Message]) -> tuple[str, ...]:
+    """Who may speak next."""
+    if not turns:
+        return ("user",)
+    last = turns[-1]
+    if last["role"] == "tool":
+        return ("assistant", "tool")
+    if last["role"] == "user":
+        return ("assistant",)
+    return ("tool",) if last.get("tool_calls") else ("user",)
+
+
+def _tools(row: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [read_tools(row.get(key), f"the row: {key!r}") for key in TOOLS]
+    return found[0] or found[1]
+
+
+def _variables(value: Any) -> dict[str, Any]:
+    """What `apply_chat_template` takes beside the messages, as TRL reads it."""
+    if isinstance(value, str):
+        value = parsed(value, f"the row: {VARIABLES!r}")
+    if value is None:
+        return {}
+    check_object(value, f"the row: {VARIABLES!r}")
+    if taken := value.keys() & TAKEN:
+        detail = f"the row: {VARIABLES!r}: {', '.join(sorted(taken))} cannot be set there"
+        raise RowError("wrong shape", detail)
+    check_plain(value, f"the row: {VARIABLES!r}")
+    return {key: one for key, one in value.items() if one is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,19 +308,23 @@ class Format:
 
 LABELS = ("category", "Category")
 SYSTEM = ("system", "system_prompt")
+VARIABLES = "chat_template_kwargs"
+TAKEN = {"messages", "tools", "documents", "add_generation_prompt"}
+OF_LISTS = (*SYSTEM, *LABELS, *TOOLS, VARIABLES)
+"""Keys that stand beside lists of messages."""
 FORMATS = {
     "messages": Format(
         keys=("messages",),
         wanted="'messages'",
         convert=_from_messages,
-        used=frozenset(("messages", *SYSTEM, *LABELS)),
+        used=frozenset(("messages", *OF_LISTS)),
         message_lists=("messages",),
     ),
     "sharegpt": Format(
         keys=("conversations",),
         wanted="'conversations'",
         convert=_from_sharegpt,
-        used=frozenset(("conversations", *SYSTEM, *LABELS)),
+        used=frozenset(("conversations", *OF_LISTS)),
         message_lists=("conversations",),
     ),
     "simple_llama": Format(
@@ -291,14 +343,14 @@ FORMATS = {
         keys=("completion", "prompt"),
         wanted="'prompt' and 'completion'",
         convert=_from_prompt_completion,
-        used=frozenset(("prompt", "completion", *SYSTEM, *LABELS)),
+        used=frozenset(("prompt", "completion", *OF_LISTS)),
         message_lists=("prompt", "completion"),
     ),
     "preference": Format(
         keys=("chosen",),
         wanted="'chosen'",
         convert=_from_preference,
-        used=frozenset(("prompt", "chosen", "rejected", *SYSTEM, *LABELS)),
+        used=frozenset(("prompt", "chosen", "rejected", *OF_LISTS)),
         message_lists=("prompt", "chosen"),
     ),
 }

@@ -1,14 +1,24 @@
-"""A message of a row → its role, its text and whether it is trained."""
+"""A message of a row → what it says in one form: role, text, thoughts, calls."""
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from simple_llama.data.rows import RowError
 from simple_llama.data.supervision import MESSAGE_FLAGS, message_weight
+from simple_llama.data.tool_calls import (
+    REASON,
+    calls_within,
+    check_plain,
+    read_calls,
+    results_within,
+)
 from simple_llama.data.values import check_object, keys_of, shown, type_of
 
 Message = dict[str, Any]
-"""{"role": "system" | "user" | "assistant", "content": text}, and of a reply that says whether it
-is trained also "weight": 0 | 1."""
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}; of a system message perhaps
+"tools" and "chat_template_kwargs", of a reply "reasoning_content", "tool_calls" and "weight": 0 or
+1, of a tool's result "tool_call_id" and "name"."""
 
 ROLES = {
     "system": "system",
@@ -24,61 +34,134 @@ ROLES = {
     "model": "assistant",
 }
 """What a message's author is called in the wild, in small letters → its role."""
-TOOL_ROLES = {
-    *("tool", "tools", "tool_call", "tool_response", "ipython", "observation"),
-    *("function", "function_call", "function-call", "function_response", "function-response"),
-}
+CALL_ROLES = ("tool_call", "function_call", "function-call")
+"""Of a reply whose text is a call as JSON."""
+RESULT_ROLES = (
+    *("tool", "tools", "tool_response", "ipython", "observation"),
+    *("function", "function_response", "function-response"),
+)
+CALLS = ("tool_calls", "function_call")
+TOOLS = ("tools", "functions")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""What a reply's thoughts are called."""
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 UNTRAINABLE = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tool calls"),
-    **dict.fromkeys(
-        ("image", "images", "video", "videos", "audio", "audios"), "images or other media"
-    ),
+    **dict.fromkeys((*TOOLS, *CALLS), REASON),
+    **dict.fromkeys(MEDIA, "images or other media"),
 }
 """Key of a row or a message → why it cannot be trained on where the key has a value."""
 
-
 TEXT_KEYS = ("content", "value", "text")
 """Where a message's text may stand."""
-MESSAGE_KEYS = frozenset(("role", "from", "weight", *TEXT_KEYS, *MESSAGE_FLAGS))
+MESSAGE_KEYS = frozenset(
+    (
+        *("role", "from", "weight", "tool_call_id", "tools", "chat_template_kwargs"),
+        *(*TEXT_KEYS, *CALLS, *THOUGHTS, *MESSAGE_FLAGS),
+    )
+)
 
 
-def read_message(message: Any, where: str) -> tuple[str, str, int | None]:
-    """Role, text, and whether it says that it is trained: 1, 0 or nothing."""
+def role_of(message: Any, where: str) -> str:
+    """system, user, assistant or tool. Raises RowError."""
     check_object(message, where)
     name = message["role"] if "role" in message else message.get("from")
     known = name.lower() if isinstance(name, str) else ""
-    if known in TOOL_ROLES:
-        raise RowError("tool calls", f"{where}: role {shown(name)}; only text is trained")
-    refuse_untrainable(message, where)
+    if known in RESULT_ROLES:
+        return "tool"
+    if known in CALL_ROLES:
+        return "assistant"
     if known not in ROLES:
-        detail = f"{where}: role {shown(name)}, wanted system, user or assistant"
+        detail = f"{where}: role {shown(name)}, wanted system, user, assistant or tool"
         raise RowError("unknown role", detail)
-    weight = message_weight(message, where) if ROLES[known] == "assistant" else None
+    return ROLES[known]
+
+
+def read_message(message: dict[str, Any], where: str, *, tools: bool) -> list[Message]:
+    """One message; of a text that holds several tools' results, one for each. tools: its row has
+    some, so that a reply may call them within its text. Raises RowError."""
+    role = role_of(message, where)
+    refuse_untrainable(message, where, MEDIA)
+    calls = _calls(message, where) if role == "assistant" else []
+    weight = message_weight(message, where) if role == "assistant" else None
+    text, parts_weight = _text(message, where, role, called=bool(calls))
+    if role == "tool":
+        about = {key: message[key] for key in ("tool_call_id", "name") if message.get(key)}
+        check_plain(about, where)
+        return [{"role": role, "content": one, **about} for one in results_within(text)]
+    said: Message = {"role": role, "content": text}
+    if role == "assistant":
+        weight = parts_weight if parts_weight is not None else weight
+        thoughts = next((message[key] for key in THOUGHTS if message.get(key)), None)
+        if isinstance(thoughts, str):
+            said["reasoning_content"] = thoughts
+        elif thoughts is not None:
+            detail = f"{where}: its thoughts are {type_of(thoughts)}, wanted text"
+            raise RowError("wrong type", detail)
+        if _is_call(message):
+            said["content"], calls = "", read_calls(text, where)
+        elif tools and not calls:
+            said["content"], calls = calls_within(text, where)
+        if calls:
+            said["tool_calls"] = calls
+        if weight is not None:
+            said["weight"] = weight
+    return [said]
+
+
+def _is_call(message: dict[str, Any]) -> bool:
+    name = message["role"] if "role" in message else message.get("from")
+    return isinstance(name, str) and name.lower() in CALL_ROLES
+
+
+def _calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Those under keys of their own."""
+    key = next((key for key in CALLS if message.get(key) and message[key] != "[]"), None)
+    return [] if key is None else read_calls(message[key], f"{where}: {key!r}")
+
+
+def _text(
+    message: dict[str, Any], where: str, role: str, *, called: bool
+) -> tuple[str, int | None]:
+    """Its text, and the weight that all its parts say they have."""
     given = [key for key in TEXT_KEYS if key in message]
-    if not given:
+    if not given and not called:
         detail = f"{where}: {keys_of(message)}, wanted its text as 'content' or 'value'"
         raise RowError("wrong shape", detail)
-    key = next((key for key in given if message[key] is not None), given[0])
-    content = message[key]
+    key = next((key for key in given if message[key] is not None), None)
+    content = message[key] if key else None
+    if content is None and called:
+        return "", None
+    if role == "tool" and (isinstance(content, dict) or not _are_parts(content)):
+        check_plain(content, where)
+        return content if isinstance(content, str) else _as_json(content), None
     if isinstance(content, list):
         # chat templates put parts together with nothing between them
         parts = [(part, f"{where}: {key}[{index}]") for index, part in enumerate(content)]
         text = "".join(_part(part, place) for part, place in parts)
-        if ROLES[known] == "assistant":
-            weight = _weight_with_parts(weight, parts)
-        return ROLES[known], text, weight
+        return text, _weight_of_parts(parts) if role == "assistant" else None
     if not isinstance(content, str):
-        raise RowError("wrong type", f"{where}: {key!r} is {type_of(content)}, wanted text")
-    return ROLES[known], content, weight
+        found = f"{(key or given[0])!r} is {type_of(content)}"
+        raise RowError("wrong type", f"{where}: {found}, wanted text")
+    return content, None
 
 
-def _weight_with_parts(weight: int | None, parts: list[tuple[Any, str]]) -> int | None:
-    """A reply's weight where its parts may have their own."""
+def _as_json(value: Any) -> str:
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _are_parts(content: Any) -> bool:
+    """Whether a list is one of a message's parts, not a tool's result as it is."""
+    return isinstance(content, list) and all(
+        isinstance(part, dict) and "type" in part for part in content
+    )
+
+
+def _weight_of_parts(parts: list[tuple[Any, str]]) -> int | None:
     own = {message_weight(part, where) for part, where in parts}
     if len(own) > 1:
         where = parts[0][1]
         raise RowError("partial supervision", f"{where}: its parts have different weights")
-    return own.pop() if own and own != {None} else weight
+    return own.pop() if own else None
 
 
 def _part(part: Any, where: str) -> str:
@@ -91,10 +174,10 @@ def _part(part: Any, where: str) -> str:
     raise RowError("wrong type", f"{where}: a part of type {shown(kind)}, wanted text")
 
 
-def refuse_untrainable(value: dict[str, Any], where: str) -> None:
-    """What the formats allow and no prompt format here can show."""
-    if UNTRAINABLE.keys().isdisjoint(value):
-        return
-    for key, reason in UNTRAINABLE.items():
+def refuse_untrainable(
+    value: dict[str, Any], where: str, keys: Iterable[str] = tuple(UNTRAINABLE)
+) -> None:
+    """What no prompt format here can show."""
+    for key in keys:
         if value.get(key) and value[key] != "[]":
-            raise RowError(reason, f"{where}: {key!r}; only text is trained")
+            raise RowError(UNTRAINABLE[key], f"{where}: {key!r}; only text is trained")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from simple_llama.data.assembly import Assembler, Encoded, EncodedBatch
 from simple_llama.data.format_choice import FormatChoice, check_ids, choose_format
-from simple_llama.data.prompt_formats import Message, PromptFormat
+from simple_llama.data.prompt_formats import Message, PromptFormat, Refusal
 from simple_llama.data.template_format import TemplateFormat
 from simple_llama.data.tokenizer import TextEncoder, adapt, special_ids
 from simple_llama.data.tokenizer_folder import CONFIG
@@ -180,8 +180,8 @@ class ChatTokenizer:
         conversations: Sequence[Sequence[Message]],
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[Encoded]:
-        """Training examples of conversations that end with a reply, each encoded whole. Raises
-        InputError where the format refuses one."""
+        """Training examples of conversations that end with a reply, one for each but where a chat
+        template makes several. Raises InputError where the format refuses one."""
         batch = self.encode_batch(conversations, supervise)
         for reason in batch.refused.values():
             raise InputError(f"prompt format {self._format.name}: {reason}")
@@ -197,14 +197,23 @@ class ChatTokenizer:
         return self._assemble(self._format.render_all(conversations, self.system_prompt, supervise))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Inference prompt of a conversation that ends with a user turn. Raises InputError where
-        the format refuses it."""
-        assert messages[-1]["role"] == "user", messages[-1]["role"]
+        """Inference prompt of a conversation that ends with a user turn or a tool's result.
+        Raises InputError where the format refuses it."""
+        assert messages[-1]["role"] in ("user", "tool"), messages[-1]["role"]
         pieces = self._format.prompt(messages, self.system_prompt)
-        batch = self._assemble([pieces])
+        batch = self._assemble([pieces if isinstance(pieces, Refusal) else [pieces]])
         for reason in batch.refused.values():
             raise InputError(f"prompt format {self._format.name}: {reason}")
         return batch.ids.tolist()  # type: ignore[no-any-return]
+
+    def hidden(self, messages: Sequence[Message]) -> set[str]:
+        """What they say and the format does not show."""
+        return {key for message in messages for key in self._format.hides if key in message}
+
+    @property
+    def calls(self) -> bool:
+        """Whether the format shows calls of tools."""
+        return self._format.calls
 
     def has_control(self, ids: Sequence[int]) -> bool:
         """Whether a control token is among the ids."""

@@ -14,11 +14,12 @@ from the same description.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant", "content": text}, and of a reply perhaps "weight":
-1 or 0, whether it is trained, which otherwise `supervise` says."""
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}, and of a reply perhaps
+"weight": 1 or 0, whether it is trained, which otherwise `supervise` says. What else may be in it
+stands at messages.Message."""
 
 
 class Control(str):
@@ -65,6 +66,10 @@ class PromptFormat:
     reply: Turn
     system_always: bool
     """Whether an empty system prompt is still written; else its whole turn is left out."""
+    hides: ClassVar = frozenset(("reasoning_content", "chat_template_kwargs"))
+    """What messages may say and it does not show."""
+    calls: ClassVar = False
+    """Whether it shows calls of tools."""
     strip: Literal["nothing", "replies", "everything"]
     """White space taken off: none, before replies, or around every message.
 
@@ -172,16 +177,23 @@ class PromptFormat:
         conversations: Sequence[Sequence[Message]],
         system_prompt: str,
         supervise: Literal["last_reply", "all_replies"],
-    ) -> list[list[Piece]]:
-        """The same of each conversation, up to its last target."""
-        rendered = [self.render(one, system_prompt, supervise) for one in conversations]
-        for pieces in rendered:
+    ) -> list[list[list[Piece]] | Refusal]:
+        """The same of each conversation, up to its last target: an example each."""
+        rendered: list[list[list[Piece]] | Refusal] = []
+        for messages in conversations:
+            if any(map(uses_tools, messages)):
+                rendered.append(Refusal(NO_TOOLS))
+                continue
+            pieces = self.render(messages, system_prompt, supervise)
             while pieces and not pieces[-1][1]:
                 pieces.pop()
+            rendered.append([pieces])
         return rendered
 
-    def prompt(self, messages: Sequence[Message], system_prompt: str) -> list[Piece]:
+    def prompt(self, messages: Sequence[Message], system_prompt: str) -> list[Piece] | Refusal:
         """The pieces of an inference prompt: of messages that end with a user turn."""
+        if any(map(uses_tools, messages)):
+            return Refusal(NO_TOOLS)
         return self.render(messages, system_prompt, "last_reply")
 
     def chat_template(self, system_prompt: str) -> str:
@@ -203,6 +215,14 @@ class PromptFormat:
             reply_begin=_output(self.reply.joiner + self.reply.before),
             reply=_output((), reply, self.reply.after),
         )
+
+
+NO_TOOLS = "tool calls, which it does not show"
+
+
+def uses_tools(message: Message) -> bool:
+    """Whether it offers tools, calls one, or is a result."""
+    return "tool_calls" in message or "tools" in message or message["role"] == "tool"
 
 
 def _fixed(pieces: Pieces) -> list[tuple[str, bool]]:

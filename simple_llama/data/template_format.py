@@ -6,9 +6,11 @@
 
 The first must be the beginning of the second: what comes after it, up to the control token that
 ends it, is the reply. Where the template has generation blocks, that part of it is supervised that
-stands in them. Of several replies one is supervised only where it and what stands before it are in
-the whole conversation what they were when it was given: a template may write earlier turns in other
-words once another follows, without their thoughts, say.
+stands in them.
+
+A template may write earlier turns in other words once another follows, without their thoughts, say.
+A reply that does not stand in the whole conversation, with all before it, as it did when it was
+given makes an example of its own, which ends with it.
 """
 
 import re
@@ -16,21 +18,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from simple_llama.data.control_marks import Marked, Marks
-from simple_llama.data.prompt_formats import Control, Message, Piece, Refusal
+from simple_llama.data.prompt_formats import (
+    NO_TOOLS,
+    Control,
+    Message,
+    Piece,
+    Refusal,
+    uses_tools,
+)
 from simple_llama.data.template_renderer import Job, Rendered, Renderer
+from simple_llama.data.template_traits import seen, traits_of
 from simple_llama.data.tokenizer_folder import KINDS
 from simple_llama.data.tokenizer_source import TokenizerSource
 from simple_llama.errors import InputError
 
 NAME = "template"
 BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
-USER, REPLY, SYSTEM = "Hello there", "Hello", "Be brief"
-PROBE: list[dict[str, str]] = [
-    {"role": "user", "content": USER},
-    {"role": "assistant", "content": REPLY},
-    {"role": "user", "content": "And you?"},
-    {"role": "assistant", "content": "Fine"},
-]
+Given = tuple[Sequence[Message], dict[str, Any]]
+"""The messages that a template is told, and its further variables."""
 
 
 class TemplateFormat:
@@ -53,45 +58,15 @@ class TemplateFormat:
         self._marks = Marks(source)
         self.controls = [Control(name) for name in self._marks.names]
         """Every token that is a control token where the template writes it, and text elsewhere."""
-        self._shows_system, self._strips = True, False
-        self.tokens, self.stop, self.notes = self._look()
-        """The control tokens of a plain conversation, the one that ends its replies, and what else
-        a user should know."""
-
-    def _look(self) -> tuple[list[Control], Control, list[str]]:
-        """Find out how the template writes a plain conversation."""
-        jobs = [
-            Job(messages=[*PROBE], cuts=[(1, True), (2, False), (4, False)]),
-            Job(messages=[{"role": "system", "content": SYSTEM}, *PROBE], cuts=[(2, True)]),
-        ]
-        plain, system = self._renderer.render(jobs)
-        if isinstance(plain, Refusal):
-            raise self._unfit(f"refuses any chat: {plain.reason}")
-        if [plain, system] != Renderer(self._path, self._template, self.named).render(jobs):
-            raise self._unfit("writes other text on each call")
-        prompt, one, several = (rendered.text for rendered in plain)
-        if USER not in prompt or not one.startswith(prompt) or REPLY not in one[len(prompt) :]:
-            raise self._unfit("does not begin a reply where its prompt for one ends")
-        found = list(self._marks.found(one))
-        end = one.rindex(REPLY)
-        ends = [Control(name) for start, _, name in found if start > end]
-        if not ends:
-            raise self._unfit("ends replies with no control token")
-        notes = []
-        if isinstance(system, Refusal) or SYSTEM not in system[0].text:
-            self._shows_system = False
-            notes.append("it shows no system prompt, which stands before the first message")
-        last = max((end for _, end, _ in self._marks.found(prompt)), default=0)
-        self._strips = prompt[last:] != prompt[last:].rstrip()
-        if not several.startswith(one[: one.rindex(ends[0])]):
-            notes.append("it writes earlier replies in other words: only the last one is trained")
-        if "strftime_now" in self._template:
-            notes.append("its date is always the same")
-        tokens = dict.fromkeys(Control(name) for _, _, name in found)
-        return list(tokens), ends[0], notes
-
-    def _unfit(self, why: str) -> InputError:
-        return InputError(f"{self._path}: its chat template {why}")
+        self._traits = traits_of(self._renderer, self._marks)
+        self.tokens, self.stop = self._traits.tokens, self._traits.stop
+        self.notes = self._traits.notes()
+        if "strftime_now" in source.template:
+            self.notes.append("its date is always the same")
+        self.calls = self._traits.shows_calls
+        """Whether it shows tools, calls of them and their results."""
+        self.hides = frozenset(() if self._traits.shows_thoughts else ("reasoning_content",))
+        """What messages may say and it does not show."""
 
     def chat_template(self, system_prompt: str) -> str:
         """As it was."""
@@ -102,12 +77,13 @@ class TemplateFormat:
         conversations: Sequence[Sequence[Message]],
         system_prompt: str,
         supervise: Literal["last_reply", "all_replies"],
-    ) -> list[list[Piece] | Refusal]:
-        """The pieces of each conversation up to its last target; none where nothing is trained."""
+    ) -> list[list[list[Piece]] | Refusal]:
+        """The examples of each conversation, each up to its last target; an empty one where
+        nothing is trained."""
         given = [self._given(messages, system_prompt) for messages in conversations]
         cuts = [
             [cut for place in _trained(messages, supervise) for cut in _around(place)]
-            for messages in given
+            for messages, _ in given
         ]
         return [
             one if isinstance(one, Refusal) else self._supervised(one, mark)
@@ -117,7 +93,7 @@ class TemplateFormat:
     def prompt(self, messages: Sequence[Message], system_prompt: str) -> list[Piece] | Refusal:
         """The pieces of an inference prompt."""
         given = self._given(messages, system_prompt)
-        [(one, mark)] = self._render([given], [[(len(given), True)]])
+        [(one, mark)] = self._render([given], [[(len(given[0]), True)]])
         return one if isinstance(one, Refusal) else list(self._pieces(one[0].text, [], mark))
 
     def texts(
@@ -127,70 +103,82 @@ class TemplateFormat:
         one's inference prompt."""
         bare = [[{"role": "system", "content": ""}, *messages] for messages in conversations]
         given = [self._given(messages, "") for messages in bare]
-        done = self._render(given, [[(len(messages), True)] for messages in given])
+        done = self._render(given, [[(len(messages), True)] for messages, _ in given])
         return [
             (messages, one[0].text.replace(mark, "") if mark else one[0].text)
             for messages, (one, mark) in zip(bare, done)
             if not isinstance(one, Refusal)
         ]
 
-    def _given(self, messages: Sequence[Message], system_prompt: str) -> list[Message]:
+    def _given(self, messages: Sequence[Message], system_prompt: str) -> Given:
         """What the template is told: an empty system prompt is none, and one that it does not
         show stands in the first message."""
         turns = list(messages)
-        system = turns.pop(0)["content"] if turns[0]["role"] == "system" else system_prompt
-        if self._strips:
+        first: Message = {"content": system_prompt}
+        if turns[0]["role"] == "system":
+            first = turns.pop(0)
+        variables = dict(first.get("chat_template_kwargs") or {})
+        if "tools" in first:
+            variables["tools"] = first["tools"]
+        if self._traits.ends_in_space:
             turns = [
                 {**turn, "content": turn["content"].lstrip()}
                 if turn["role"] == "assistant"
                 else turn
                 for turn in turns
             ]
-        if not system:
-            return turns
-        if self._shows_system:
-            return [{"role": "system", "content": system}, *turns]
-        first = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
-        return [first, *turns[1:]]
+        system = first["content"]
+        if system and self._traits.shows_system:
+            turns.insert(0, {"role": "system", "content": system})
+        elif system:
+            turns[0] = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
+        return turns, variables
 
     def _render(
-        self, given: Sequence[Sequence[Message]], cuts: Sequence[list[tuple[int, bool]]]
+        self, given: Sequence[Given], cuts: Sequence[list[tuple[int, bool]]]
     ) -> list[tuple[list[Rendered] | Refusal, str]]:
         """The cuts of each, and the mark in control tokens that stand in its messages."""
         jobs: list[Job] = []
-        all_marked: list[Marked | None] = []
-        for messages, wanted in zip(given, cuts):
-            plain = [_shown(message) for message in messages]
-            jobs.append(Job(messages=plain, cuts=wanted))
-            all_marked.append(marked := self._marks.marked(plain))
+        all_marked: list[Marked | Refusal | None] = []
+        for (messages, variables), wanted in zip(given, cuts):
+            if not self.calls and ("tools" in variables or any(map(uses_tools, messages))):
+                all_marked.append(Refusal(NO_TOOLS))
+                continue
+            plain = seen(messages)
+            jobs.append(Job(messages=plain, cuts=wanted, variables=variables))
+            all_marked.append(marked := self._marks.marked(plain, variables))
             if marked is not None:
-                jobs.append(Job(messages=marked.messages, cuts=wanted))
+                jobs.append(Job(messages=marked.messages, cuts=wanted, variables=marked.variables))
         done = iter(self._renderer.render(jobs))
         found: list[tuple[list[Rendered] | Refusal, str]] = []
-        for marked in all_marked:
-            one = next(done)
-            if marked is not None:
-                one = marked.checked(next(done), one)
-            found.append((one, marked.mark if marked else ""))
+        for one in all_marked:
+            if isinstance(one, Refusal):
+                found.append((one, ""))
+            elif one is None:
+                found.append((next(done), ""))
+            else:
+                unmarked = next(done)
+                found.append((one.checked(next(done), unmarked), one.mark))
         return found
 
-    def _supervised(self, cuts: Sequence[Rendered], mark: str) -> list[Piece] | Refusal:
+    def _supervised(self, cuts: Sequence[Rendered], mark: str) -> list[list[Piece]] | Refusal:
         """cuts: for each reply that is to be trained its prompt, and what ends with it."""
-        if not cuts:
-            return []
-        whole = cuts[-1]
+        whole = cuts[-1].text if cuts else ""
+        examples: list[list[Piece]] = []
         targets: list[tuple[int, int]] = []
         for prompt, reply in zip(cuts[::2], cuts[1::2]):
             span = self._reply(prompt.text, reply)
             if isinstance(span, Refusal):
-                if reply is whole:
-                    return span
-                continue
+                return span
             start, end = span
-            if start < end and whole.text[:end] == reply.text[:end]:
-                targets.append(span)
+            if whole[:end] == reply.text[:end]:
+                targets += [span] if start < end else []
+            elif start < end:
+                examples.append(list(self._pieces(reply.text[:end], [span], mark)))
         end = targets[-1][1] if targets else 0
-        return list(self._pieces(whole.text[:end], targets, mark))
+        if targets or not examples:
+            examples.append(list(self._pieces(whole[:end], targets, mark)))
+        return examples
 
     def _reply(self, prompt: str, reply: Rendered) -> tuple[int, int] | Refusal:
         """From where to where in the text the loss counts; an empty span where the template's
@@ -242,11 +230,6 @@ def named_tokens(source: TokenizerSource) -> dict[str, str]:
     """What a template knows as bos_token and so on."""
     names = {f"{kind}_token": source.named(kind) for kind in KINDS}
     return {name: token for name, token in names.items() if token is not None}
-
-
-def _shown(message: Message) -> dict[str, Any]:
-    """What a template sees of a message."""
-    return {"role": message["role"], "content": message["content"]}
 
 
 def _trained(

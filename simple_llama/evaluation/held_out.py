@@ -29,8 +29,8 @@ class HeldOut:
         for row, why in batch.refused.items():
             raise InputError(f"{path}: {examples[row].id}: refused by the prompt format: {why}")
         pairs = [
-            (pair, example)
-            for pair, example in zip(batch.examples(), examples, strict=True)
+            (pair, examples[row])
+            for pair, row in zip(batch.examples(), batch.rows.tolist(), strict=True)
             if 0 < len(pair[0]) <= params.max_seq_len
         ]
         if not pairs:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from simple_llama.data.batches import Indices, cut, split_reply, spread
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
+from simple_llama.data.tool_calls import called_in
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
@@ -35,7 +36,7 @@ class Evaluation:
     replies: Mapping[int, str]
     """By example: the greedy reply."""
     matches: Mapping[int, bool]
-    """By scored example: whether the reply is the reference."""
+    """By scored example: whether the reply is the reference, or makes its calls."""
     references: Mapping[int, str]
     """By scored example."""
 
@@ -72,7 +73,8 @@ def evaluate(
     replies = {i: tokenizer.decode(ids) for i, ids in answers.items()}
     references = {i: reference(tokens, tokenizer, i) for i in short.tolist()}
     matches = {
-        i: i not in unended and replies[i].strip() == references[i].strip() for i in references
+        i: i not in unended and _same(replies[i], references[i], calls=tokenizer.calls)
+        for i in references
     }
     return Evaluation(scores, replies, matches, references)
 
@@ -88,6 +90,14 @@ def tokens_at_once(model: Decoder, params: EvaluateParams) -> int:
     computed = 8 * config.hidden_size + 4 * config.intermediate_size
     most = SHARE * free / (4 * (cached + computed))
     return int(min(MOST_TOKENS, max(params.tokens_at_once, most)))
+
+
+def _same(reply: str, wanted: str, *, calls: bool) -> bool:
+    """Whether a reply is the reference; of one that calls tools, whether it makes the same calls,
+    however they are written and whatever stands before them."""
+    if calls and (called := called_in(wanted)):
+        return called_in(reply) == called
+    return reply.strip() == wanted.strip()
 
 
 def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indices]:

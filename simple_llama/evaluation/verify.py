@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from simple_llama.data.batches import spread
 from simple_llama.data.examples import read_examples
 from simple_llama.data.prompt import ChatTokenizer
@@ -91,9 +93,10 @@ def load(params: Params) -> Subject:
 
 
 def _conversations(val: Tokens) -> Mapping[int, Sequence[Message]]:
-    examples = {
-        int(val.rows[example]): int(example) for example in spread(len(val), CONVERSATIONS_COMPARED)
-    }
+    # of a line that makes several examples, the last ends with the line's last reply
+    last = np.flatnonzero(np.diff(val.rows, append=-1))
+    chosen = last[spread(len(last), CONVERSATIONS_COMPARED)]
+    examples = {int(val.rows[example]): int(example) for example in chosen}
     found = {
         examples[row]: example.messages
         for row, example in enumerate(read_examples(CONVERSATIONS))

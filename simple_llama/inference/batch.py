@@ -10,10 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from simple_llama.data.tool_calls import reply_of
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
-from simple_llama.inference.requests import Request, read_requests
+from simple_llama.inference.requests import Request, read_requests, read_tool_file, with_tools
 from simple_llama.inference.terminal import printable
 from simple_llama.model.generation import generate
 from simple_llama.outs import check_outside_outs
@@ -28,6 +29,7 @@ def generate_replies(
     prompt_format: str,
     prompts: Sequence[str],
     file: str | None,
+    tools: str | None,
     out: str | None,
     batch_size: int,
     device: str,
@@ -42,14 +44,18 @@ def generate_replies(
         raise InputError(f"--batch-size: got {batch_size}, wanted 1 or more")
     if out is not None:
         check_outside_outs(out)
+    offered = [] if tools is None else read_tool_file(tools)
     replier = load_replier(model, device, prompt_format=prompt_format)
-    if file is not None:
-        for request in read_requests(file, replier.tokenizer.system_prompt):
-            _prompt(replier, request)  # a faulty row is found before it can cost replies
-        requests = read_requests(file, replier.tokenizer.system_prompt)
-    else:
-        requests = iter(_from_arguments(prompts))
-    records = answer(replier, requests, batch_size, settings)
+    system = replier.tokenizer.system_prompt
+
+    def requests() -> Iterator[Request]:
+        found = _from_arguments(prompts) if file is None else read_requests(file, system)
+        for request in found:
+            yield with_tools(request, offered, system)
+
+    for request in requests():
+        _prompt(replier, request)  # a faulty one is found before it can cost replies
+    records = answer(replier, requests(), batch_size, settings)
     if out is not None:
         _write(records, out)
     elif len(prompts) == 1:
@@ -77,7 +83,7 @@ def answer(
     replier: Replier, requests: Iterable[Request], batch_size: int, settings: Settings
 ) -> Iterator[dict[str, Any]]:
     """A record for each request, in order: id, prompt, reply, whether the reply came to its end,
-    and the reference if the request has one.
+    the calls in it, and the reference if the request has one.
 
     Sampled replies depend on the batch size; greedy ones do not, but for ties within rounding.
     Raises InputError.
@@ -108,6 +114,8 @@ def answer(
                 "reply": replier.tokenizer.decode(replies[place]),
                 "complete": len(replies[place]) < min(settings.max_tokens, room),
             }
+            if replier.tokenizer.calls and (calls := reply_of(record["reply"]).get("tool_calls")):
+                record["tool_calls"] = [call["function"] for call in calls]
             if request.reference is not None:
                 record["reference"] = request.reference
             yield record

@@ -1,18 +1,23 @@
 """`simple-llama chat`: a conversation on the terminal, with one model or two side by side."""
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from itertools import count
+from typing import Any
 
+from simple_llama.data.tool_calls import reply_of
 from simple_llama.errors import InputError
 from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
+from simple_llama.inference.requests import read_tool_file
 from simple_llama.inference.terminal import Columns, printable
 from simple_llama.params import BaseParams, Params
 
 HELP = """\
 /reset         forget the conversation
+/tool TEXT     the result of a call
 /system TEXT   another system prompt, and a new conversation; without TEXT the model's own
 /help          this
 /exit          leave, as Ctrl-D does; Ctrl-C stops a reply
@@ -24,8 +29,15 @@ NARROW = 80
 class Voice:
     """A model and the conversation as it went with it."""
 
-    def __init__(self, name: str, replier: Replier, system: str | None, settings: Settings) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        replier: Replier,
+        system: str | None,
+        settings: Settings,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.name, self._tools = name, list(tools)
         self._replier, self._settings = replier, settings
         self._generator = settings.generator()
         self.restart(system)
@@ -33,22 +45,34 @@ class Voice:
     def restart(self, system: str | None) -> None:
         """Forget the conversation; None: the model's own system prompt."""
         self.system = system
-        self._turns: list[dict[str, str]] = []
+        self._turns: list[dict[str, Any]] = []
 
-    def hear(self, text: str) -> int:
+    @property
+    def called(self) -> list[str]:
+        """The calls that wait for their results."""
+        last = self._turns[-1] if self._turns else {}
+        calls = [call["function"] for call in last.get("tool_calls", [])]
+        return [f"{one['name']} {json.dumps(one['arguments'])}" for one in calls]
+
+    def hear(self, text: str, role: str = "user") -> int:
         """Take a message; the number of oldest turns that had to be forgotten for it.
 
         Half of the model's positions, or max_tokens if that is less, stay free for the reply.
-        Raises InputError where the message alone is too long; then it is as if never said.
+        Raises InputError where the message alone is too long, or the prompt format refuses it;
+        then it is as if never said.
         """
-        self._turns.append({"role": "user", "content": text})
+        self._turns.append({"role": role, "content": text})
         ends = self._replier.max_length
         room = ends - min(self._settings.max_tokens, ends // 2)
         for forgotten in count():
-            self._prompt = self._replier.tokenizer.prompt(self._messages())
+            try:
+                self._prompt = self._replier.tokenizer.prompt(self._messages())
+            except InputError:
+                self._turns.pop()
+                raise
             if len(self._prompt) <= room:
                 return forgotten
-            if len(self._turns) == 1:
+            if sum(turn["role"] == "user" for turn in self._turns) == 1:
                 if len(self._prompt) < ends:
                     return forgotten
                 self._turns.clear()
@@ -56,7 +80,9 @@ class Voice:
                     f"{self.name}: the message makes a prompt of {len(self._prompt)} tokens, the "
                     f"model has positions for {ends}"
                 )
-            del self._turns[:2]
+            del self._turns[0]
+            while self._turns[0]["role"] != "user":
+                del self._turns[0]
         raise AssertionError
 
     def reply(self) -> Generator[str, None, None]:
@@ -67,11 +93,15 @@ class Voice:
                 said += piece
                 yield piece
         finally:
-            self._turns.append({"role": "assistant", "content": said})
+            message = {"role": "assistant", "content": said}
+            self._turns.append(reply_of(said) if self._tools else message)
 
-    def _messages(self) -> list[dict[str, str]]:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return system + self._turns
+    def _messages(self) -> list[dict[str, Any]]:
+        if self.system is None and not self._tools:
+            return self._turns
+        own = self._replier.tokenizer.system_prompt
+        system = {"role": "system", "content": own if self.system is None else self.system}
+        return [system | ({"tools": self._tools} if self._tools else {}), *self._turns]
 
 
 def chat(
@@ -79,6 +109,7 @@ def chat(
     model: str,
     prompt_format: str,
     system: str | None,
+    tools: str | None,
     compare: str | None,
     device: str,
     settings: Settings,
@@ -89,13 +120,14 @@ def chat(
     """
     if system is not None:
         checked_text("--system", system)
+    offered = [] if tools is None else read_tool_file(tools)
     replier = load_replier(model, device, prompt_format=prompt_format)
-    voices = [Voice(model, replier, system, settings)]
+    voices = [Voice(model, replier, system, settings, offered)]
     if compare is not None:
         base = compare or Params().section(BaseParams).model_path
         # the same prompt for both, as in the report
         other = load_replier(base, device, tokenizer=replier.tokenizer)
-        voices.append(Voice(base, other, system, settings))
+        voices.append(Voice(base, other, system, settings, offered))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
@@ -142,6 +174,11 @@ def _answer(voices: Sequence[Voice], line: str, interactive: bool) -> bool:
             for voice in voices:
                 voice.restart(rest.strip() or None)
             _note("a new conversation, with this system prompt", interactive)
+        case "/tool":
+            if all(voice.called for voice in voices):
+                _converse(voices, rest.strip(), interactive, "tool")
+            else:
+                _note("no call waits for a result", interactive)
         case _ if command.startswith("/"):
             _note(f"no command {printable(command)}: /help lists them", interactive)
         case _ if line.strip():
@@ -149,9 +186,9 @@ def _answer(voices: Sequence[Voice], line: str, interactive: bool) -> bool:
     return True
 
 
-def _converse(voices: Sequence[Voice], text: str, interactive: bool) -> None:
+def _converse(voices: Sequence[Voice], text: str, interactive: bool, role: str = "user") -> None:
     for voice in voices:
-        if forgotten := voice.hear(text):
+        if forgotten := voice.hear(text, role):
             turns = "turn" if forgotten == 1 else f"{forgotten} turns"
             _note(
                 f"{voice.name}: the oldest {turns} forgotten, its positions are full", interactive
@@ -167,6 +204,9 @@ def _converse(voices: Sequence[Voice], text: str, interactive: bool) -> None:
             raise
         print()
         _note("stopped", interactive)
+    for voice in voices:
+        for call in voice.called:
+            _note(f"{voice.name} calls {call}: /tool TEXT gives the result", interactive)
 
 
 def _one_by_one(voices: Sequence[Voice]) -> None:

@@ -1,5 +1,6 @@
 """Prompts to be answered, from a file of any conversation format or of plain lines."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 from simple_llama.data.examples import to_example
 from simple_llama.data.formats import ConversationReader
-from simple_llama.data.messages import ROLES, Message
+from simple_llama.data.messages import RESULT_ROLES, ROLES, Message
 from simple_llama.data.rows import RowError, read_rows
+from simple_llama.data.tool_calls import read_tools
 from simple_llama.errors import InputError
+from simple_llama.files import read_json
 
 BYTE_ORDER_MARK = "\ufeff"
 """Before the text of some editors' files, and so within files that were put together."""
@@ -19,12 +22,32 @@ TO_COME = "."
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A conversation that ends with a user turn."""
+    """A conversation that ends with a user turn or a tool's result."""
 
     id: str
     messages: list[Message]
     reference: str | None
     """The reply that stands in the file."""
+
+
+def read_tool_file(path: str) -> list[dict[str, Any]]:
+    """Tools as JSON: a list of functions, or of tools that are functions. Raises InputError."""
+    try:
+        tools = read_tools(read_json(path), path)
+    except RowError as error:
+        raise InputError(str(error)) from None
+    if not tools:
+        raise InputError(f"{path}: no tools in it")
+    return tools
+
+
+def with_tools(request: Request, tools: list[dict[str, Any]], system_prompt: str) -> Request:
+    """Also with these tools, where it has none of its own."""
+    first: Message = {"role": "system", "content": system_prompt}
+    messages = request.messages
+    if messages[0]["role"] == "system":
+        first, *messages = messages
+    return replace(request, messages=[{"tools": tools, **first}, *messages]) if tools else request
 
 
 def read_requests(path: str, system_prompt: str) -> Iterator[Request]:
@@ -49,8 +72,14 @@ def read_requests(path: str, system_prompt: str) -> Iterator[Request]:
         yield Request(
             id=given if isinstance(given, str) else row.id,
             messages=[system, *turns],
-            reference=None if completed.value is not row.value else reply["content"],
+            reference=None if completed.value is not row.value else _as_text(reply),
         )
+
+
+def _as_text(reply: Message) -> str:
+    """Of a reply that calls tools, its text and each call as JSON, a line each."""
+    calls = [json.dumps(one["function"], ensure_ascii=False) for one in reply.get("tool_calls", [])]
+    return "\n".join([*([reply["content"]] if reply["content"] or not calls else []), *calls])
 
 
 def _lines(path: str) -> Iterator[Request]:
@@ -89,8 +118,8 @@ def _completed(value: Any) -> Any:
 
 
 def _asks(messages: list[Any]) -> bool:
-    """Whether the last message is a user's."""
+    """Whether the last message is a user's or a tool's."""
     match messages:
         case [*_, {"role": str(role)} | {"from": str(role)}]:
-            return ROLES.get(role.lower()) == "user"
+            return ROLES.get(role.lower()) == "user" or role.lower() in RESULT_ROLES
     return False

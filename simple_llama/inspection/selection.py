@@ -80,9 +80,9 @@ def example_of_id(wanted: str, split: str | None) -> Inspection:
     shown: list[Shown] = []
     for name in [split] if split else SPLITS:
         line = _line_of(PREPARED / f"{name}.jsonl", wanted)
-        index = int(np.searchsorted(splits[name].rows, -1 if line is None else line))
-        if line is not None and index < len(splits[name]) and splits[name].rows[index] == line:
-            shown += _shown(name, splits[name], range(index, index + 1))
+        if line is not None:
+            first, end = np.searchsorted(splits[name].rows, [line, line + 1]).tolist()
+            shown += _shown(name, splits[name], range(first, end))
     lost = [] if shown else [one for one in (*_rejected(), *_dropped()) if one.id == wanted]
     if not shown and not lost:
         known = visible(next(read_examples(PREPARED / "train.jsonl")).id)
@@ -106,12 +106,13 @@ def _shown(split: str, tokens: Tokens, indices: range) -> list[Shown]:
     speller = Speller.from_file(TOKENS / "tokenizer" / "tokenizer.json")
     lines = [int(tokens.rows[index]) for index in indices]
     wanted = set(lines)
-    examples = islice(read_examples(path), lines[-1] + 1)
-    found = [example for line, example in enumerate(examples) if line in wanted]
-    if len(found) != len(lines):
+    examples = islice(read_examples(path), max(wanted, default=-1) + 1)
+    found = {line: example for line, example in enumerate(examples) if line in wanted}
+    if len(found) != len(wanted):
         raise InputError(f"{TOKENS}: not the tokens of {path}; run the pipeline again")
     shown = []
-    for index, example in zip(indices, found, strict=True):
+    for index, line in zip(indices, lines):
+        example = found[line]
         span = slice(tokens.starts[index], tokens.starts[index + 1])
         cells = speller.cells(tokens.ids[span].tolist(), tokens.mask[span].tolist())
         shown.append(Shown(example.id, split, example.category, list(cells)))
