@@ -27,14 +27,15 @@ def blocks(recipe: str) -> list[tuple[str, str]]:
     return BLOCK.findall(text)
 
 
-def carry_out(project: Project, *recipes: str) -> str:
+def carry_out(project: Project, *recipes: str, max_seq_len: int = 256) -> str:
     """Change params.yaml as the recipes say, then run their commands; what these printed."""
     found = [block for recipe in recipes for block in blocks(recipe)]
     for language, text in found:
         if language == "yaml":
-            project.set(**yaml.safe_load(text))
+            values = yaml.safe_load(text)
+            project.set(**{key: one if one != "" else '""' for key, one in values.items()})
     # what a tiny model has no room for
-    project.set(max_seq_len=256, lora_rank=min(4, project.param("lora_rank")))
+    project.set(max_seq_len=max_seq_len, lora_rank=min(4, project.param("lora_rank")))
     commands = [text for language, text in found if language == "console"]
     return "".join(project.run("sh", "-ec", text) for text in commands)
 
