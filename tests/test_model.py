@@ -191,7 +191,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     ("changes", "said"),
     [
         ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope type 'dynamic'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"hidden_size": "64"}, "hidden_size"),
