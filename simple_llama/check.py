@@ -48,6 +48,12 @@ def check() -> str:
             "`dvc pull` and `dvc exp apply` do not ask for it: "
             f"git rm {DEMO_STAGE} {DEMO_STAGE.with_suffix('.lock')}",
         )
+    if demo and not Path(base).exists():
+        lines.append("what the run will do: known once the demo's base model is made, by dvc repro")
+    else:
+        from simple_llama.forecast import forecast  # tokenizes, and measures the device
+
+        lines += forecast(params)
     return "\n".join(lines)
 
 

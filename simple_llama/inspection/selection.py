@@ -69,7 +69,7 @@ def first_examples(split: str, number: int) -> Inspection:
     if number < 1:
         raise InputError(f"-n: got {number}, wanted 1 or more")
     splits = _read_splits()
-    shown = _shown(split, splits[split], range(min(number, len(splits[split]))))
+    shown = shown_examples(split, splits[split], range(min(number, len(splits[split]))))
     lost = [*islice(_rejected(), FIRST), *islice(_dropped(), FIRST)]
     return Inspection(shown, _sizes(splits), _counts(), _format(), lost)
 
@@ -82,7 +82,7 @@ def example_of_id(wanted: str, split: str | None) -> Inspection:
         line = _line_of(PREPARED / f"{name}.jsonl", wanted)
         if line is not None:
             first, end = np.searchsorted(splits[name].rows, [line, line + 1]).tolist()
-            shown += _shown(name, splits[name], range(first, end))
+            shown += shown_examples(name, splits[name], range(first, end))
     lost = [] if shown else [one for one in (*_rejected(), *_dropped()) if one.id == wanted]
     if not shown and not lost:
         known = visible(next(read_examples(PREPARED / "train.jsonl")).id)
@@ -101,15 +101,23 @@ def _sizes(splits: dict[str, Tokens]) -> dict[str, int]:
     return {name: len(tokens) for name, tokens in splits.items()}
 
 
-def _shown(split: str, tokens: Tokens, indices: range) -> list[Shown]:
-    path = PREPARED / f"{split}.jsonl"
-    speller = Speller.from_file(TOKENS / "tokenizer" / "tokenizer.json")
+def shown_examples(
+    split: str,
+    tokens: Tokens,
+    indices: range,
+    prepared: Path = PREPARED,
+    folder: Path = TOKENS,
+) -> list[Shown]:
+    """Some examples of a split, in the folders that prepare and tokenize wrote. Raises InputError
+    where these do not belong together."""
+    path = prepared / f"{split}.jsonl"
+    speller = Speller.from_file(folder / "tokenizer" / "tokenizer.json")
     lines = [int(tokens.rows[index]) for index in indices]
     wanted = set(lines)
     examples = islice(read_examples(path), max(wanted, default=-1) + 1)
     found = {line: example for line, example in enumerate(examples) if line in wanted}
     if len(found) != len(wanted):
-        raise InputError(f"{TOKENS}: not the tokens of {path}; run the pipeline again")
+        raise InputError(f"{folder}: not the tokens of {path}; run the pipeline again")
     shown = []
     for index, line in zip(indices, lines):
         example = found[line]

@@ -1,0 +1,203 @@
+"""What a run will do, in numbers: the last part of `simple-llama check`.
+
+The data go through prepare and tokenize as they will, into a temporary folder: of a large file the
+first rows only. Nothing is trained. Time and memory are rough; train measures them before its first
+step.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simple_llama.data.encoding import open_tokenizer, tokenize
+from simple_llama.data.preparation import prepare
+from simple_llama.data.rows import Row
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.files import read_json
+from simple_llama.inspection.selection import Inspection, Shown, shown_examples
+from simple_llama.inspection.terminal import render
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import pick_device, uses_bf16
+from simple_llama.model.folder import load_config
+from simple_llama.model.lora import add_adapters
+from simple_llama.params import BaseParams, Params, PrepareParams, TokenizeParams, TrainParams
+from simple_llama.training.loop import plan_training
+from simple_llama.training.optimizer import trained
+from simple_llama.training.tuning import MODEL, Adapters
+
+ROWS = 20_000
+"""Of the data at most: some seconds."""
+SHORT = 100
+"""Tokens of the example that is shown, where one has so few."""
+SHARE_OF_PEAK = 0.4
+"""Of what a device does in large products alone, as much as trainings reached in
+benchmarks/RESULTS.md."""
+MEASURED_SECONDS = 0.3
+
+
+def forecast(params: Params) -> list[str]:
+    """Lines for a person. Raises InputError where prepare, tokenize or the plan would stop.
+
+    The base model's config and the tokenizer must be there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            data = _read(params, Path(folder))
+        except _NotAll as error:
+            return [f"note: of the first {ROWS:,} rows of the data: {error}"]
+        return [*_counts(data, params), *_cost(data, params), *_places(params), *_shown(data)]
+
+
+class _NotAll(Exception):
+    """The first rows alone would stop prepare or tokenize; all of them may not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    train: Tokens
+    val: Tokens
+    whole: bool
+    """Whether these are all rows."""
+    example: Shown
+    prompt_format: str
+
+
+def _read(params: Params, folder: Path) -> _Data:
+    prepared, tokens = folder / "prepared", folder / "tokens"
+    seen = _FirstRows()
+    settings = params.section(TokenizeParams)
+    try:
+        prepare(params.section(PrepareParams), prepared, seen)
+        tokenizer = open_tokenizer(settings)
+        tokenize(settings, tokenizer, prepared, tokens)
+    except InputError as error:
+        # the folder goes when this returns
+        said = str(error).replace(f"{folder}/", "data/")
+        raise (InputError if seen.whole else _NotAll)(said) from None
+    train = Tokens.read(tokens / "train.safetensors")
+    short = np.flatnonzero(train.lengths <= SHORT)
+    index = int(short[0]) if len(short) else int(np.argmin(train.lengths))
+    [example] = shown_examples("train", train, range(index, index + 1), prepared, tokens)
+    return _Data(
+        train=train,
+        val=Tokens.read(tokens / "val.safetensors"),
+        whole=seen.whole,
+        example=example,
+        prompt_format=str(read_json(tokens / "tokenizer/tokenizer_config.json")["prompt_format"]),
+    )
+
+
+class _FirstRows:
+    """Rows as long as they are few."""
+
+    whole = True
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for number, row in enumerate(rows):
+            if number == ROWS:
+                self.whole = False
+                return
+            yield row
+
+
+def _counts(data: _Data, params: Params) -> Iterator[str]:
+    settings = params.section(TrainParams)
+    plan = plan_training(len(data.train), settings)
+    least = "" if data.whole else "at least "
+    used = data.train.lengths[: plan.examples]
+    yield (
+        f"data: {least}{len(data.train):,} examples to train on, {len(data.val):,} to validate; "
+        f"{int(np.median(data.train.lengths)):,} tokens each in the middle, "
+        f"{int(data.train.lengths.max()):,} at most (max_seq_len {settings.max_seq_len:,})"
+    )
+    if not data.whole:
+        yield f"  of the first {ROWS:,} rows; the rest is not counted here"
+    share = np.count_nonzero(data.train.mask) / len(data.train.mask)
+    epochs = plan.steps / plan.steps_per_epoch
+    yield (
+        f"training: {least}{plan.steps:,} steps of {settings.step_examples:,} examples, "
+        f"{epochs:.3g} epochs of {plan.examples:,} examples and {int(used.sum()):,} tokens, "
+        f"{share:.0%} of them supervised (supervise: {params.section(TokenizeParams).supervise})"
+    )
+
+
+def _cost(data: _Data, params: Params) -> Iterator[str]:
+    settings = params.section(TrainParams)
+    device = pick_device(settings.device)
+    base = params.section(BaseParams).model_path
+    config = load_config(base)
+    with torch.device("meta"):
+        model = Decoder(config)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if settings.lora_rank:
+        add_adapters(model, Adapters(settings, base, Path()).lora, seed=0)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    learned = sum(parameter.numel() for parameter in trained(model).values())
+    # float32: the weights; of what is trained gradients and AdamW's two moments
+    memory = 4 * weights + 12 * learned
+    yield (
+        f"memory: {_memory(memory)} for {weights / 1e6:,.3g}M weights, of which "
+        f"{learned / 1e6:,.3g}M are trained; on top what a micro-batch "
+        f"needs ({settings.micro_batch_tokens} tokens)"
+    )
+    plan = plan_training(len(data.train), settings)
+    epochs = plan.steps / plan.steps_per_epoch
+    passes = 3 if learned == weights else 2
+    passes += settings.activation_checkpointing == "blocks"
+    tokens = passes * epochs * int(data.train.lengths[: plan.examples].sum())
+    tokens += max(1.0, epochs) * int(data.val.lengths.sum())  # validated at epoch ends
+    speed = _products(device, config.hidden_size, config.intermediate_size, settings)
+    seconds = 2 * size * tokens / (SHARE_OF_PEAK * speed)
+    least = "" if data.whole else "at least "
+    yield (
+        f"time: {least}some {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of {speed / 1e9:,.0f} "
+        f"GFLOP/s, which products of this size reach on {device}"
+    )
+
+
+def _products(device: torch.device, width: int, inner: int, params: TrainParams) -> float:
+    """Floating-point operations a second in products of an MLP's shape."""
+    rows = 2048 if params.micro_batch_tokens == "auto" else min(params.micro_batch_tokens, 2048)
+    dtype = torch.bfloat16 if uses_bf16(device, params.precision) else torch.float32
+    a = torch.ones(rows, width, device=device, dtype=dtype)
+    b = torch.ones(width, inner, device=device, dtype=dtype)
+    float((a @ b)[0, 0])  # the first takes longer
+    begin, done = time.perf_counter(), 0
+    while (taken := time.perf_counter() - begin) < MEASURED_SECONDS:
+        float((a @ b)[0, 0])  # waits for a GPU
+        done += 1
+    return 2.0 * rows * width * inner * done / taken
+
+
+def _memory(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{max(seconds, 1):.0f} seconds"
+
+
+def _places(params: Params) -> Iterator[str]:
+    settings = params.section(TrainParams)
+    kept = (
+        f", every {settings.ckpt_epochs} epochs models/checkpoints/" if settings.ckpt_epochs else ""
+    )
+    adapter = ", the adapter models/adapter/" if settings.lora_rank else ""
+    yield f"kept: the best model {MODEL}/{kept}{adapter}; what a killed run continues from .resume/"
+
+
+def _shown(data: _Data) -> Iterator[str]:
+    yield "what will be trained, for example:"
+    inspection = Inspection([data.example], {}, [], data.prompt_format, [])
+    yield from (
+        f"  {line}".rstrip() for line in render(inspection, width=98, colour=False).splitlines()
+    )
