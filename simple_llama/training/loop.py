@@ -199,7 +199,7 @@ class Trainer:
         return fitting_tokens(
             max([batch.ids.numel() for batch in batches], default=1),
             peak=result.peak_memory,
-            held=weights + 3 * trained,  # a gradient and two moments of each
+            held=weights + trained + self.optimizer.state_bytes,  # gradients among them
             room=free + weights,
         )
 

@@ -58,7 +58,9 @@ class _InParts(torch.autograd.Function):
             loss = torch.zeros((), device=hidden.device)
             cast = weight.to(dtype)
             dhidden = torch.empty_like(hidden)
-            dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            dweight = None
+            if ctx.needs_input_grad[1]:  # summed up in float32, whatever the weight is held in
+                dweight = torch.zeros_like(weight, dtype=torch.float32)
             rows = max(1, LOGITS // len(weight))
             for part, dpart, target in zip(
                 *(torch.split(x, rows) for x in (hidden.to(dtype), dhidden, targets[:, None]))
@@ -76,13 +78,16 @@ class _InParts(torch.autograd.Function):
                 dpart.copy_(gradient @ cast)
                 if dweight is not None:
                     dweight += gradient.T @ part
+        ctx.dtype = weight.dtype
         ctx.save_for_backward(dhidden, dweight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(grad), None if dweight is None else dweight.mul_(grad), None, None, None
+        if dweight is not None:
+            dweight = dweight.mul_(grad).to(ctx.dtype)
+        return dhidden.mul_(grad), dweight, None, None, None
 
 
 def _supervised(model: Decoder, batch: MicroBatch) -> Tensor:
