@@ -178,6 +178,8 @@ class TrainParams(ExecutionParams):
     """Whether a micro-batch is one row of examples without padding; auto: where it is faster."""
     enable_compilation: bool | Literal["auto"]
     """auto: on CUDA, where this training is long enough to win back the time that it takes."""
+    cuda_graphs: bool
+    """Whether a GPU is given a packed micro-batch's kernels at once."""
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
     shard: Literal["none", "full"]
@@ -228,6 +230,18 @@ class TrainParams(ExecutionParams):
             "sample_temperature",
         ):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        for key, fits in {
+            "num_devices": self.num_devices == 1,
+            "activation_checkpointing": self.activation_checkpointing == "none",
+            "packing": self.packing is not False,
+            "dynamic_padding": self.dynamic_padding,
+        }.items():
+            _require(
+                fits or not self.cuda_graphs,
+                "cuda_graphs",
+                self.cuda_graphs,
+                f"false with {key}: {shown(getattr(self, key))}",
+            )
         _require(
             self.dynamic_padding or self.packing is not True,
             "packing",

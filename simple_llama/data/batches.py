@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +22,9 @@ Indices = NDArray[np.int64]
 EVEN = 64
 """Packed rows, and on a CPU the rows of logits, are padded to a multiple of it: matrix products of
 few shapes are faster."""
+
+IGNORED = -100
+"""In the place of a target: what PyTorch's cross-entropy leaves out."""
 
 
 @lru_cache(maxsize=2)
@@ -126,6 +130,31 @@ class MicroBatch:
             targets=_sent(self.targets, device),
             offsets=None if self.offsets is None else _sent(self.offsets, device),
         )
+
+    def in_fixed_shape(self, examples: int, longest: int, pad_id: int) -> "MicroBatch":
+        """The same packed examples in one of few shapes: a row of a `rounded` number of tokens, as
+        many offsets as of `examples` examples, those without tokens at its end, and a rounded
+        number of targets, of which those beyond the real ones are IGNORED. longest: tokens that no
+        example has more of."""
+        assert self.offsets is not None, "packed"
+        width, targets = rounded(self.ids.shape[1]), rounded(len(self.targets))
+        more = targets - len(self.targets)
+        return replace(
+            self,
+            ids=F.pad(self.ids, (0, width - self.ids.shape[1]), value=pad_id),
+            positions=F.pad(self.positions, (0, more)),
+            targets=F.pad(self.targets, (0, more), value=IGNORED),
+            offsets=F.pad(self.offsets[:-1], (0, examples + 3 - len(self.offsets)), value=width),
+            # padding is an example too, of less than what rounding adds
+            longest=max(longest, width // 8 + EVEN),
+        )
+
+
+def rounded(count: int) -> int:
+    """Up to a multiple of EVEN, and of an eighth of the power of two below it: at most one eighth
+    more, and eight of them between two powers."""
+    grain = max(EVEN, (1 << max(1, count - 1).bit_length() >> 1) // 8)
+    return max(1, -(-count // grain)) * grain
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

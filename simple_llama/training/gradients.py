@@ -28,6 +28,7 @@ from simple_llama.model.device import (
 )
 from simple_llama.params import TrainParams
 from simple_llama.training.distributed import Averager, Ranks
+from simple_llama.training.graphs import Graphs
 from simple_llama.training.loss import summed_loss
 from simple_llama.training.observer import Observer, Progress, TrainingData
 
@@ -50,6 +51,7 @@ class Gradients:
         self.averager = Averager(model, ranks)
         self.device = next(model.parameters()).device
         self.compiled = False
+        self.graphs = self._graphs() if params.cuda_graphs else None
 
     def compute(self, examples: Indices, seed: int) -> tuple[Tensor, int]:
         """Loss (nats per supervised token, a scalar) and supervised tokens of all ranks; the
@@ -89,6 +91,8 @@ class Gradients:
                 return loss, supervised
             # only here, after the exception, are the tensors that it held free
             self.model.zero_grad(set_to_none=True)
+            if self.graphs:
+                self.graphs.forget()
             release_memory(self.device)
             self._lower(examples)
 
@@ -144,12 +148,7 @@ class Gradients:
             compile_layers(self.model)
             self.compute(examples, 0)
         except Exception as error:  # whatever the compiler or its toolchain may raise
-            reason = str(error).strip().splitlines()
-            warnings.warn(
-                f"enable_compilation: torch.compile failed, training goes on without it: "
-                f"{type(error).__name__}: {reason[0] if reason else ''}",
-                stacklevel=2,
-            )
+            _warn("enable_compilation: torch.compile failed", error)
             leave_uncompiled(self.model)
             self.compiled = False
         self.model.zero_grad(set_to_none=True)
@@ -157,14 +156,37 @@ class Gradients:
     def _accumulate(self, batches: list[MicroBatch], supervised: int) -> Tensor:
         """This rank's part of the loss."""
         loss = torch.zeros((), device=self.device)
-        for on_cpu in batches:
-            batch = on_cpu.to(self.device)
-            with autocast(self.device, self.params.precision):
-                part = summed_loss(self.model, batch) / supervised
-            # the ranks' gradients are averaged, and wanted is their sum
-            (part * self.ranks.of).backward()  # type: ignore[no-untyped-call]
+        for batch in batches:
+            part = self._replayed(batch, supervised) if self.graphs else None
+            if part is None:
+                with autocast(self.device, self.params.precision):
+                    part = summed_loss(self.model, batch.to(self.device)) / supervised
+                # the ranks' gradients are averaged, and wanted is their sum
+                (part * self.ranks.of).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         return loss
+
+    def _graphs(self) -> Graphs:
+        if self.device.type != "cuda" or not self.packing:
+            raise InputError(
+                f"cuda_graphs: got true, wanted false on {self.device} or without packed "
+                "micro-batches"
+            )
+        return Graphs(self.model, self.params.precision)
+
+    def _replayed(self, batch: MicroBatch, supervised: int) -> Tensor | None:
+        """A micro-batch's part of the loss by a CUDA graph, or None where there is none for it."""
+        assert self.graphs is not None
+        params = self.params
+        fixed = batch.in_fixed_shape(params.step_examples, params.max_seq_len, self.data.pad_id)
+        try:
+            return self.graphs.compute(fixed, 1 / supervised)
+        except Exception as error:  # whatever cannot be captured
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            _warn("cuda_graphs: capturing failed", error)
+            self.graphs = None
+            return None
 
     def _lower(self, examples: Indices) -> None:
         lengths = self.data.train.lengths[examples]
@@ -176,3 +198,13 @@ class Gradients:
             )
         self.progress.micro_batch_tokens = max(longest, budget // 2)
         self.observer.lowered(self.progress.micro_batch_tokens)
+
+
+def _warn(what: str, error: Exception) -> None:
+    """In one line, that it is done without."""
+    reason = str(error).strip().splitlines()
+    warnings.warn(
+        f"{what}, training goes on without it: "
+        f"{type(error).__name__}: {reason[0] if reason else ''}",
+        stacklevel=2,
+    )

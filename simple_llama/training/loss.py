@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simple_llama.data.batches import EVEN, Indices, MicroBatch, micro_batches
+from simple_llama.data.batches import EVEN, IGNORED, Indices, MicroBatch, micro_batches
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
@@ -65,13 +65,15 @@ class _InParts(torch.autograd.Function):
             for part, dpart, target in zip(
                 *(torch.split(x, rows) for x in (hidden.to(dtype), dhidden, targets[:, None]))
             ):
+                real = target != IGNORED
+                target = target.clamp_min(0)  # noqa: PLW2901
                 logits = F.linear(part, cast)
                 if softcap is not None:
                     bent = torch.tanh(logits.float() / softcap)
                     logits = softcap * bent
                 share = logits.log_softmax(dim=-1, dtype=torch.float32)
-                loss -= share.gather(1, target).sum()
-                share.exp_().scatter_add_(1, target, share.new_full(target.shape, -1.0))
+                loss -= (share.gather(1, target) * real).sum()
+                share.exp_().scatter_add_(1, target, share.new_full(target.shape, -1.0)).mul_(real)
                 if softcap is not None:
                     share *= 1 - bent.square_()
                 gradient = share.to(dtype)

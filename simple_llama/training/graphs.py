@@ -1,0 +1,107 @@
+"""CUDA graphs: all that a GPU does for a micro-batch, launched at once instead of kernel by kernel
+from Python, which takes a small model most of its time.
+
+A graph is of one shape, and reads and writes the same memory each time. So packed micro-batches are
+padded to few shapes (`MicroBatch.in_fixed_shape`), copied to where their graph expects them, and
+the gradients that it leaves there are added up outside.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simple_llama.data.batches import MicroBatch
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import autocast
+from simple_llama.training.loss import summed_loss
+
+MOST = 32
+"""Graphs, each with memory of its own; what has another shape is computed without."""
+
+Work = Callable[[], None]
+
+
+def capture(work: Work) -> Work:
+    """What replays this work; PyTorch wants it done before, on another stream than the usual."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+class Graphs:
+    """The graphs of one model, by shape."""
+
+    def __init__(
+        self, model: Decoder, precision: str, captured: Callable[[Work], Work] = capture
+    ) -> None:
+        self.model, self.precision, self.captured = model, precision, captured
+        self.known: dict[tuple[int, ...], _Graph] = {}
+
+    def compute(self, batch: MicroBatch, scale: float) -> Tensor | None:
+        """The loss of a batch in fixed shape, times scale; its gradients are added to the
+        parameters'. None: there are MOST graphs of other shapes already."""
+        shape = (batch.ids.shape[1], len(batch.targets))
+        if shape not in self.known:
+            if len(self.known) >= MOST:
+                return None
+            self.known[shape] = _Graph(self, batch)
+        return self.known[shape].compute(batch, scale)
+
+    def forget(self) -> None:
+        """Give their memory back."""
+        self.known.clear()
+
+
+class _Graph:
+    def __init__(self, graphs: Graphs, batch: MicroBatch) -> None:
+        model = graphs.model
+        device = next(model.parameters()).device
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.scale = torch.ones((), device=device)
+        # where others will be copied to, so never the given ones
+        copies: Any = {name: x.to(device, copy=True) for name, x in _tensors(batch).items()}
+        self.batch = replace(batch, **copies)
+        self.loss = self.scale
+        self.gradients: tuple[Tensor, ...] = ()
+
+        def work() -> None:
+            # within it, or the weights would be cast once for all replays
+            with autocast(device, graphs.precision):
+                loss = summed_loss(model, self.batch) * self.scale
+            self.gradients = torch.autograd.grad(loss, self.trained)
+            self.loss = loss.detach()
+
+        self.replay = graphs.captured(work)
+
+    def compute(self, batch: MicroBatch, scale: float) -> Tensor:
+        self.scale.fill_(scale)
+        given = _tensors(batch.to(self.scale.device))
+        for name, tensor in _tensors(self.batch).items():
+            tensor.copy_(given[name])
+        self.replay()
+        for parameter, gradient in zip(self.trained, self.gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient.clone()
+            else:
+                parameter.grad += gradient
+        return self.loss.clone()
+
+
+def _tensors(batch: MicroBatch) -> dict[str, Tensor]:
+    assert batch.offsets is not None, "packed"
+    return {
+        "ids": batch.ids,
+        "positions": batch.positions,
+        "targets": batch.targets,
+        "offsets": batch.offsets,
+    }
