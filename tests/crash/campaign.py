@@ -151,9 +151,9 @@ def fingerprint(project: Project) -> tuple[dict[str, Any], int]:
         "models in the registry": "SELECT count(*) FROM model_versions",
         # tokens per second and the machine's load are never the same twice
         "metrics": "SELECT key, step, value FROM metrics WHERE key NOT LIKE 'system/%' "
-        "AND key != 'tokens_per_second' ORDER BY key, step, value",
+        "AND key != 'train/tokens_per_second' ORDER BY key, step, value",
         "steps of tokens_per_second": "SELECT step FROM metrics "
-        "WHERE key = 'tokens_per_second' ORDER BY step",
+        "WHERE key = 'train/tokens_per_second' ORDER BY step",
         "datasets": "SELECT count(*) FROM inputs",
     }
     with sqlite3.connect(root / "mlflow.db") as database:
