@@ -19,7 +19,7 @@ from simple_llama.model.rope_scaling import LongRoPE
 from tests.test_families import IDS, LLAMA3
 from tests.test_model import edit_config, logits_of, random_model, tiny_config
 
-GEMMA3 = {"model_type": "gemma3_text"}
+GEMMA3 = {"model_type": "gemma3_text", "rope_parameters": None}
 WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
 
 
@@ -52,6 +52,7 @@ def folder(tmp_path: Path) -> Path:
         ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act 'gelu_pytorch_tanh' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights (quantization_con"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "missing 'factor'"),
         (yarn(factor="2"), "factor: got '2', wanted a positive number"),
         (yarn(beta_fast=-1), "beta_fast: got -1, wanted a positive number"),
         (yarn(mscale="1", mscale_all_dim=1), "mscale: got '1', wanted a positive number"),
@@ -69,6 +70,9 @@ def folder(tmp_path: Path) -> Path:
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types: got 'sl"),
         ({"model_type": "qwen3", "layer_types": ["full"] * 2}, "layer_types: 'full' is not supp"),
         ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types: got ['full_at"),
+        ({"layer_types": ["sliding_attention"] * 2}, "layer_types ['sliding_attention', 'sliding"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"]}, "layer_types ['full_att"),
+        (GEMMA3 | {"sliding_window": None}, "sliding_window: got None, wanted a positive integer"),
         (WINDOW | {"sliding_window": 0}, "sliding_window: got 0, wanted a positive integer"),
         (WINDOW | {"max_window_layers": None}, "max_window_layers: got None, wanted an integer"),
         (WINDOW | {"num_hidden_layers": -1}, "num_hidden_layers: got -1, wanted a positive int"),

@@ -76,6 +76,15 @@ def test_each_kind_of_layer_is_compiled_once(
     assert compiled_graphs() == 3, "validation is computed as written"
 
 
+def test_layers_of_two_kinds_are_two_programs(backend: Callable[[str], None]) -> None:
+    kinds = {"sliding_window": 9, "sliding_layers": (True, False, False) * 2}
+    model = Decoder(tiny_config(model_type="gemma2", num_hidden_layers=6, **kinds)).train()
+    model.initialise(0)
+    compile_layers(model)
+    of_many_lengths(model, packing=True)
+    assert compiled_graphs() == 2
+
+
 def test_adapters_add_the_layer_whose_input_has_no_gradient(
     backend: Callable[[str], None],
 ) -> None:

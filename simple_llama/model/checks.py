@@ -26,7 +26,7 @@ def check_positive(config: Any, *names: str) -> None:
 
 
 def is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 1e30
+    return type(value) in (int, float) and 0 < value < 1e18
 
 
 def wanted(found: Found, key: str) -> Any:

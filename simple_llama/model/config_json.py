@@ -11,7 +11,7 @@ from simple_llama.errors import InputError
 from simple_llama.files import read_json
 from simple_llama.model.checks import wanted
 from simple_llama.model.config import ModelConfig
-from simple_llama.model.families import FAMILIES, LAYER_TYPES, SHARED, Family
+from simple_llama.model.families import FAMILIES, LAYER_TYPE, LAYER_TYPES, SHARED, Family
 from simple_llama.model.rope_scaling import ROPE_TYPES, read_scaling
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -72,10 +72,14 @@ def _rope(found: dict[str, Any], family: Family) -> dict[str, Any]:
     for key, value in (("rope_scaling", scaling), ("rope_parameters", nested)):
         if not isinstance(value, dict):
             raise InputError(f"{key}: got {value!r:.80}, wanted an object")
-    by_layer = [key for key, value in nested.items() if isinstance(value, dict)]
-    if set(by_layer) - set(LAYER_TYPES if family.local_rope else ()):
-        raise InputError(f"rope_parameters: {by_layer[0]!r:.80} is not supported")
-    nested = {**nested.get("full_attention", {}), **scaling} if by_layer else scaling or nested
+    for key, value in nested.items():
+        by_layer = isinstance(value, dict)
+        if by_layer != family.local_rope or (by_layer and key not in LAYER_TYPES):
+            raise InputError(f"rope_parameters: {key!r:.80} is not supported as {value!r:.80}")
+    if family.local_rope:
+        nested = {**nested.get("full_attention", {}), **scaling}
+    else:
+        nested = scaling or nested
     flat = {
         key: found[key]
         for key in ("rope_theta", "partial_rotary_factor")
@@ -109,11 +113,22 @@ def _refuse_unsupported(found: dict[str, Any]) -> None:
     ):
         if got not in supported:
             raise _unsupported(key, got, supported)
+    if not family.layer_types:
+        _refuse_kinds(found, family)
     for key, value in family.only.items():
         if (got := found.get(key)) is not None and got != value:
             raise InputError(
                 f"{key} {json.dumps(got)} is not supported, wanted {json.dumps(value)}"
             )
+
+
+def _refuse_kinds(found: dict[str, Any], family: Family) -> None:
+    """Layers of several kinds, or of another than the family's."""
+    window = {**family.absent, **found}.get("sliding_window")
+    slides = window is not None and "sliding_window" in family.keys
+    kind, listed = LAYER_TYPE[slides], found.get("layer_types")
+    if listed is not None and (not isinstance(listed, list) or set(map(str, listed)) != {kind}):
+        raise InputError(f"layer_types {listed!r:.80} is not supported, wanted {kind} for all")
 
 
 def _unsupported(key: str, got: Any, supported: Sequence[Any]) -> InputError:

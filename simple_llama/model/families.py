@@ -70,6 +70,8 @@ class Family:
     """What it may call its rotary positions, and what they are."""
     partial_rotary: bool = False
     """Whether a part of each head may be rotated only."""
+    layer_types: bool = False
+    """Whether its layers may be of several kinds."""
     local_rope: bool = False
     """Whether layers with a window have rotary positions of their own."""
     read: Callable[[Found], dict[str, Any]] = lambda found: {}
@@ -104,8 +106,9 @@ def _layers(found: Found) -> int:
     return layers
 
 
-def _windows(found: Found, window: Any, sliding: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(found: Found, sliding: Callable[[int], bool]) -> dict[str, Any]:
     """The window of the layers that layer_types names; where it is left out, that are sliding."""
+    window = found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
     flags = _flags(found, "layer_types", LAYER_TYPES)
     if window is None:
         if flags is not None and any(flags):
@@ -115,16 +118,12 @@ def _windows(found: Found, window: Any, sliding: Callable[[int], bool]) -> dict[
     return {"sliding_window": window, "sliding_layers": flags} if any(flags) else {}
 
 
-def _optional_window(found: Found) -> Any:
-    return found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
-
-
 def _layers_from_on(found: Found) -> dict[str, Any]:
     """Qwen's windows: from one layer on."""
     first = found["max_window_layers"]
     if type(first) is not int:
         raise InputError(f"max_window_layers: got {first!r:.80}, wanted an integer")
-    return _windows(found, _optional_window(found), lambda layer: layer >= first)
+    return _windows(found, lambda layer: layer >= first)
 
 
 def _window_keys(config: ModelConfig) -> dict[str, Any]:
@@ -146,17 +145,18 @@ def _smollm3(found: Found) -> dict[str, Any]:
         every = positive_integer(found, "no_rope_layer_interval")
         flags = tuple(layer % every != 0 for layer in range(1, _layers(found) + 1))
     rotary = flags
-    windows = _windows(found, _optional_window(found), lambda layer: not rotary[layer])
+    windows = _windows(found, lambda layer: not rotary[layer])
     return {"rotary_layers": None if all(rotary) else rotary, **windows}
 
 
-def _gemma(found: Found) -> dict[str, Any]:
+def _gemma(found: Found, every: int = 2) -> dict[str, Any]:
     """Scaled embeddings and scores; each layer but every n-th has a window."""
-    every = positive_integer(found, "sliding_window_pattern")
+    flags = _flags(found, "layer_types", LAYER_TYPES)
     return {
         "embedding_multiplier": found["hidden_size"] ** 0.5,
         "attention_multiplier": positive_integer(found, "query_pre_attn_scalar") ** -0.5,
-        **_windows(found, found["sliding_window"], lambda layer: (layer + 1) % every != 0),
+        "sliding_window": positive_integer(found, "sliding_window"),
+        "sliding_layers": flags or tuple(n % every != 0 for n in range(1, _layers(found) + 1)),
     }
 
 
@@ -167,7 +167,7 @@ def _gemma3(found: Found) -> dict[str, Any]:
         raise InputError(f"rope type {kind!r:.80} of sliding_attention is not supported")
     return {
         "rope_local_theta": own.get("rope_theta", found["rope_local_base_freq"]),
-        **_gemma(found),
+        **_gemma(found, positive_integer(found, "sliding_window_pattern")),
     }
 
 
@@ -209,6 +209,7 @@ FAMILIES = {
             "max_window_layers": 28,
         },
         fixed={"attention_bias": True, "output_bias": False},
+        layer_types=True,
         read=_layers_from_on,
         write=_window_keys,
     ),
@@ -217,6 +218,7 @@ FAMILIES = {
         absent={**QWEN, "head_dim": 128},
         fixed={"qk_norm": "head"},
         keys=("attention_bias",),
+        layer_types=True,
         read=_layers_from_on,
         write=_window_keys,
     ),
@@ -231,6 +233,7 @@ FAMILIES = {
         },
         keys=("attention_bias", "mlp_bias"),
         written=NO_IDS,
+        layer_types=True,
         read=_smollm3,
         write=lambda config: {
             "no_rope_layers": [int(config.rotates(n)) for n in range(config.num_hidden_layers)],
@@ -278,7 +281,6 @@ FAMILIES = {
         absent={
             **GEMMA,
             "max_position_embeddings": 8192,
-            "sliding_window_pattern": 2,
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
         },
@@ -286,6 +288,7 @@ FAMILIES = {
         keys=("attention_bias", "attn_logit_softcapping", "final_logit_softcapping"),
         only=GEMMA_ONLY,
         written=NO_IDS,
+        layer_types=True,
         read=_gemma,
         write=_gemma_keys,
     ),
@@ -305,6 +308,7 @@ FAMILIES = {
         written=NO_IDS,
         rope_types={"default": "default", "linear": "linear"},
         local_rope=True,
+        layer_types=True,
         read=_gemma3,
         write=_gemma_keys,
     ),

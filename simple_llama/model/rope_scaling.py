@@ -122,7 +122,10 @@ def read_scaling(kind: str | None, rope: Found, found: Found) -> RopeScaling | N
     if kind not in ("longrope", "yarn"):
         return None
     original = positive_integer({ORIGINAL: original}, ORIGINAL)
-    sizes = {"factor": rope.get("factor"), "max_position_embeddings": longest}
+    sizes = {
+        "factor": (wanted(rope, "factor") if kind == "yarn" else rope.get("factor")),
+        "max_position_embeddings": longest,
+    }
     if sizes["factor"] is None:
         sizes["factor"] = positive_integer(sizes, "max_position_embeddings") / original
     factor = positive(sizes, "factor")
