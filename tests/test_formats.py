@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from simple_llama.data.formats import BY_NAME_ONLY, FORMATS, Conversation, ConversationReader
+from simple_llama.data.formats import BY_NAME_ONLY, FORMATS, ConversationReader
+from simple_llama.data.message_lists import Conversation
 from simple_llama.data.rows import RepeatedKey, Row, RowError
 from simple_llama.params import PrepareParams
 

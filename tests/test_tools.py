@@ -135,6 +135,12 @@ def test_each_form_is_read_into_one(row: dict[str, Any], tmp_path: Path) -> None
     assert [one.messages for one in block_examples(block)] == [found.messages], "read back"
 
 
+def test_a_system_prompt_may_speak_of_other_tools() -> None:
+    system = {"role": "system", "content": "Write <tools>hammers\nand nails</tools>."}
+    [first, *_] = example({"messages": [system, *turns("q", "a")]}).messages
+    assert first == system
+
+
 def test_several_calls_and_results() -> None:
     row: dict[str, Any] = {
         "tools": [FUNCTION],
@@ -333,6 +339,10 @@ def test_a_format_that_shows_no_calls_refuses_the_row_by_name(tmp_path: Path, na
         ('{"name": "f", "parameters": {"a": 2, "b": 1}}', ["f"]),
         (' [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]', ["f", "g"]),
         ('<tool_call>{"name": "f", "arguments": {</tool_call>', []),
+        (
+            "<tool_call>\n<function=f>\n<parameter=a>\n2\n</parameter>\n</function>\n</tool_call>",
+            ["f"],
+        ),
         ('{"name": "f"}', []),
         ("[1]", []),
         ("f(1)", []),
@@ -348,6 +358,9 @@ def test_calls_in_what_a_model_wrote(text: str, calls: list[str]) -> None:
 
 
 def test_arguments_are_compared_as_values() -> None:
+    tagged = "<tool_call><function=f><parameter=a>[2]</parameter><parameter=b>x y</parameter>"
+    as_json = '<tool_call>{"name": "f", "arguments": {"a": [2], "b": "x y"}}</tool_call>'
+    assert called_in(f"{tagged}</function></tool_call>") == called_in(as_json) != []
     one = '<tool_call>{"name": "f", "arguments": {"b": 1, "a": [2]}}</tool_call>'
     other = 'Well.\n<tool_call>\n{"arguments": {"a": [2],  "b": 1}, "name": "f"}</tool_call>'
     assert called_in(one) == called_in(other) != called_in(one.replace("1", "3"))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simple_llama.data.formats import Conversation, ConversationReader
+from simple_llama.data.formats import ConversationReader
+from simple_llama.data.message_lists import Conversation
 from simple_llama.data.messages import Message
 from simple_llama.data.rows import Block, Row, RowError, block_rows, read_rows
 from simple_llama.data.supervision import LeftOut

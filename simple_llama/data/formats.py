@@ -6,27 +6,30 @@ https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md
 https://huggingface.co/docs/trl/dataset_formats
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from simple_llama.data.message_lists import (
+    LABELS,
+    OF_LISTS,
+    SYSTEM,
+    Conversation,
+    category_of,
+    from_list,
+    listed,
+    system_of,
+)
 from simple_llama.data.messages import (
-    CALLS,
-    MEDIA,
     MESSAGE_KEYS,
     TEXT_KEYS,
-    TOOLS,
     UNTRAINABLE,
     Message,
-    read_message,
     refuse_untrainable,
-    role_of,
 )
 from simple_llama.data.rows import Row, RowError
 from simple_llama.data.supervision import ROW_FLAGS, LeftOut, check_row
-from simple_llama.data.tool_calls import check_plain, listed_tools, parsed, read_tools
 from simple_llama.data.values import (
     check_object,
     keys_of,
@@ -54,21 +57,6 @@ MAX_KEYS, MAX_KEY, FURTHER = 100, 60, "(further keys)"
 one in each row."""
 NO_INPUT = "<noinput>"
 """How Self-Instruct's descendants write that there is no input."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns as their format gives them; the texts are not looked at yet."""
-
-    system: str | None
-    turns: list[Message]
-    """user, assistant, user, ... and at last an assistant's; after one with calls, their results
-    and another of the assistant's."""
-    category: str | None
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    """What the assistant may call."""
-    variables: dict[str, Any] = field(default_factory=dict)
-    """What the row says to its chat template: enable_thinking and the like."""
 
 
 class ConversationReader:
@@ -157,7 +145,7 @@ def _from_simple_llama(row: dict[str, Any]) -> Conversation:
     return Conversation(
         system=None if systems in ([], ["CUSTOM"]) else systems[0],
         turns=_turns(zip(users, replies)),
-        category=_category(row),
+        category=category_of(row),
     )
 
 
@@ -173,7 +161,7 @@ def _from_alpaca(row: dict[str, Any]) -> Conversation:
         more = ""
     pairs = _history(row)
     pairs.append(("\n".join(part for part in (instruction, more) if part), reply))
-    return Conversation(_system(row), _turns(pairs), _category(row))
+    return Conversation(system_of(row), _turns(pairs), category_of(row))
 
 
 def _history(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -195,12 +183,12 @@ def _history(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _from_sharegpt(row: dict[str, Any]) -> Conversation:
     """{"conversations": [{"from": "human" | "gpt" | ..., "value": text}, ...], "system"?}"""
-    return _from_list(row, _listed(row, "conversations"))
+    return from_list(row, listed(row, "conversations"))
 
 
 def _from_messages(row: dict[str, Any]) -> Conversation:
     """{"messages": [{"role": "system" | "user" | "assistant", "content": text}, ...]}"""
-    return _from_list(row, _listed(row, "messages"))
+    return from_list(row, listed(row, "messages"))
 
 
 def _from_prompt_completion(row: dict[str, Any]) -> Conversation:
@@ -210,86 +198,18 @@ def _from_prompt_completion(row: dict[str, Any]) -> Conversation:
             hint = "; data_format: preference reads the chosen side" if "chosen" in row else ""
             raise RowError("wrong shape", f"no {key!r}{hint}")
     if isinstance(row["prompt"], list):
-        return _from_list(row, _listed(row, "prompt") + _listed(row, "completion"))
+        return from_list(row, listed(row, "prompt") + listed(row, "completion"))
     refuse_untrainable(row, "the row")
     pair = (text_of(row, "prompt"), text_of(row, "completion"))
-    return Conversation(_system(row), _turns([pair]), _category(row))
+    return Conversation(system_of(row), _turns([pair]), category_of(row))
 
 
 def _from_preference(row: dict[str, Any]) -> Conversation:
     """{"prompt"?, "chosen", "rejected"}, texts or lists of messages: the chosen side."""
     chosen = row["chosen"]
     if isinstance(chosen, list) and not isinstance(row.get("prompt"), list):
-        return _from_list(row, _listed(row, "chosen"))
+        return from_list(row, listed(row, "chosen"))
     return _from_prompt_completion({**row, "completion": chosen})
-
-
-def _listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
-    """Messages, each with the name of its place."""
-    messages = row[key]
-    if not isinstance(messages, list):
-        raise RowError("wrong type", f"{key!r} is {type_of(messages)}, wanted a list")
-    return [(f"{key}[{index}]", message) for index, message in enumerate(messages)]
-
-
-def _from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
-    """Messages in order, a system prompt first or under 'system'; that of a message wins."""
-    refuse_untrainable(row, "the row", (*CALLS, *MEDIA))
-    system, variables, tools = _system(row), row.get(VARIABLES), _tools(row)
-    roles = [role_of(message, where) for where, message in messages]
-    if roles[:1] == ["system"]:
-        (where, first), *messages = messages
-        [said] = read_message(first, where, tools=False)
-        system = said["content"]
-        tools = tools or read_tools(first.get("tools"), f"{where}: 'tools'")
-        variables = variables or first.get(VARIABLES)
-    if system and (listed := listed_tools(system, "the system prompt: <tools>")):
-        # it says how to call them, which the chat template does in its own words
-        system, tools = "", tools or listed
-    turns: list[Message] = []
-    for where, message in messages:
-        for said in read_message(message, where, tools=bool(tools) or "tool" in roles):
-            wanted = _next_roles(turns)
-            if said["role"] not in wanted:
-                detail = f"{where}: role {said['role']!r}, wanted {' or '.join(map(repr, wanted))}"
-                raise RowError("wrong order of roles", detail)
-            turns.append(said)
-    if not turns:
-        raise RowError("no turns", "the list of messages holds no user turn")
-    if turns[-1]["role"] != "assistant":
-        raise RowError("turns do not pair up", "the last message is not the assistant's")
-    return Conversation(system, turns, _category(row), tools, _variables(variables))
-
-
-def _next_roles(turns: list[Message]) -> tuple[str, ...]:
-    """Who may speak next."""
-    if not turns:
-        return ("user",)
-    last = turns[-1]
-    if last["role"] == "tool":
-        return ("assistant", "tool")
-    if last["role"] == "user":
-        return ("assistant",)
-    return ("tool",) if last.get("tool_calls") else ("user",)
-
-
-def _tools(row: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [read_tools(row.get(key), f"the row: {key!r}") for key in TOOLS]
-    return found[0] or found[1]
-
-
-def _variables(value: Any) -> dict[str, Any]:
-    """What `apply_chat_template` takes beside the messages, as TRL reads it."""
-    if isinstance(value, str):
-        value = parsed(value, f"the row: {VARIABLES!r}")
-    if value is None:
-        return {}
-    check_object(value, f"the row: {VARIABLES!r}")
-    if taken := value.keys() & TAKEN:
-        detail = f"the row: {VARIABLES!r}: {', '.join(sorted(taken))} cannot be set there"
-        raise RowError("wrong shape", detail)
-    check_plain(value, f"the row: {VARIABLES!r}")
-    return {key: one for key, one in value.items() if one is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +226,6 @@ class Format:
     """Those under which messages may stand."""
 
 
-LABELS = ("category", "Category")
-SYSTEM = ("system", "system_prompt")
-VARIABLES = "chat_template_kwargs"
-TAKEN = {"messages", "tools", "documents", "add_generation_prompt"}
-OF_LISTS = (*SYSTEM, *LABELS, *TOOLS, VARIABLES)
-"""Keys that stand beside lists of messages."""
 FORMATS = {
     "messages": Format(
         keys=("messages",),
@@ -369,28 +283,6 @@ def _turns(pairs: Iterable[tuple[str, str]]) -> list[Message]:
         turns.append({"role": "user", "content": user})
         turns.append({"role": "assistant", "content": reply})
     return turns
-
-
-def _system(row: dict[str, Any]) -> str | None:
-    """The key beside a conversation. Tables have it in every row, and blank where there is none; a
-    system message or Template that is blank says that there is to be none."""
-    given = [optional_text(row, key) or "" for key in SYSTEM]
-    return next((text for text in given if text.strip()), None)
-
-
-def _category(row: dict[str, Any]) -> str | None:
-    """A label as text: a number as it is written, of a list its labels together."""
-    key = "Category" if row.get("category") is None else "category"
-    value = row.get(key)
-    labels = value if isinstance(value, list) else [value]
-    if any(isinstance(label, dict | list) for label in labels):
-        raise RowError("wrong type", f"{key!r} is {type_of(value)}, wanted text or a list of texts")
-    known = [
-        label if isinstance(label, str) else json.dumps(label)
-        for label in labels
-        if label is not None
-    ]
-    return ", ".join(known) if known else None
 
 
 def _count(turns: list[str]) -> str:

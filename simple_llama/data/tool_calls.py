@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import re
+from contextlib import suppress
 from typing import Any
 
 from simple_llama.data.rows import DECODER, RepeatedKey, RowError
@@ -21,6 +22,8 @@ Call = dict[str, Any]
 LISTED = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 RESULT = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*", re.DOTALL)
+FUNCTION = re.compile(r"<function=([^<>\n]+)>(.*?)</function>", re.DOTALL)
+PARAMETER = re.compile(r"<parameter=([^<>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 ARGUMENTS = ("arguments", "parameters")
 MAX_DEPTH = 64
 
@@ -52,15 +55,17 @@ def _tool(value: Any, where: str) -> dict[str, Any]:
     return tool
 
 
-def listed_tools(system: str, where: str) -> list[dict[str, Any]]:
-    """Those that a system prompt lists in <tools></tools>, one or several a line."""
+def listed_tools(system: str) -> list[dict[str, Any]]:
+    """Those that a system prompt lists in <tools></tools>, together or one a line; none where
+    something else stands there."""
     tools: list[dict[str, Any]] = []
     for block in LISTED.findall(system):
-        try:
-            tools += read_tools(block, where)
-        except RowError:
-            for line in filter(str.strip, block.splitlines()):
-                tools += read_tools(line, where)
+        for parts in ([block], list(filter(str.strip, block.splitlines()))):
+            with suppress(RowError):
+                tools += [tool for part in parts for tool in read_tools(part, "<tools>")]
+                break
+        else:
+            return []
     return tools
 
 
@@ -145,12 +150,12 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
 
 
 def reply_of(text: str) -> dict[str, Any]:
-    """What a model wrote as a message: calls in <tool_call> tags, or all but its thoughts as JSON,
-    are such; what can't be read as calls is text."""
+    """What a model wrote as a message: calls in <tool_call> tags, as JSON or as Qwen3-Coder has
+    them, or all but its thoughts as JSON, are such; what can't be read as calls is text."""
     before, closed, said = text.rpartition("</think>")
     try:
         if CALL.search(said):
-            said, calls = calls_within(said, "")
+            said, calls = calls_within(FUNCTION.sub(_as_json, said), "")
         elif said.strip().startswith(("{", "[")) and _looks_called(value := json.loads(said)):
             said, calls = "", read_calls(value, "")
         else:
@@ -160,6 +165,17 @@ def reply_of(text: str) -> dict[str, Any]:
     if not calls:
         return {"role": "assistant", "content": text}
     return {"role": "assistant", "content": before + closed + said, "tool_calls": calls}
+
+
+def _as_json(function: re.Match[str]) -> str:
+    """Of <function=f><parameter=a>1</parameter></function>; a value that is no JSON is a text."""
+    arguments: dict[str, Any] = {}
+    for name, value in PARAMETER.findall(function[2]):
+        try:
+            arguments[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            arguments[name] = value
+    return json.dumps({"name": function[1], "arguments": arguments})
 
 
 def called_in(text: str) -> list[tuple[str, str]]:
