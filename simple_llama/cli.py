@@ -152,9 +152,19 @@ def verify() -> None:
         "without any: workspace and all experiments of HEAD",
     ),
     option("--out", default="comparison.html", metavar="FILE", help="the page"),
+    option(
+        "--markdown",
+        action="store_true",
+        help="print a table against the first run instead, for a pull request",
+    ),
 )
-def report(names: list[str], out: str) -> None:
+def report(names: list[str], out: str, markdown: bool) -> None:
     """Lay several runs side by side in one page."""
+    if markdown:
+        from simple_llama.evaluation.comparison.markdown import compare as table
+
+        print(table(names))
+        return
     from simple_llama.evaluation.comparison.page import compare
 
     print(compare(names, out))

@@ -15,6 +15,7 @@ import pytest
 
 from simple_llama.cli import main
 from simple_llama.errors import InputError
+from simple_llama.evaluation.comparison.markdown import as_markdown
 from simple_llama.evaluation.comparison.page import STYLE, as_text, render
 from simple_llama.evaluation.comparison.runs import WORKSPACE, differing, find_runs
 from simple_llama.evaluation.comparison.scores import alike
@@ -422,6 +423,45 @@ def test_the_command_writes_the_page_and_prints_a_table(
     assert Path("comparison.html").read_text().startswith("<!DOCTYPE html>")
     command(monkeypatch, "--out", "pages/x.html")
     assert Path("pages/x.html").read_text().count("<b>fast</b>") == 3
+
+
+def test_a_pull_request_gets_the_difference_as_text(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repo.write(files(0.4, max_lr="0.01", changes={EVAL: scores(0.4, exact_match=0.125)}))
+    command(monkeypatch, "main", "workspace", "--markdown")
+    said = capsys.readouterr().out
+    assert said.splitlines()[:9] == [
+        "|  | main | workspace |",
+        "|---|---:|---:|",
+        r"| max\_lr | 0.0015 | 0.01 |",
+        "| Loss | 0.5000 | 0.4000 (better by 0.1000) |",
+        "| Loss of the base model | 7.0000 | 7.0000 |",
+        "| Perplexity | 1.600 | 1.600 |",
+        "| Token accuracy | 90.0% | 90.0% |",
+        "| Exact match | 25.0% | 12.5% (worse by 12.5%) |",
+        "| Steps | 30 | 30 |",
+    ]
+    assert "\nYes: evaluated on the same data" in said
+    assert not Path("comparison.html").exists()
+
+
+def test_a_pull_request_is_told_what_was_not_run_again(repo: Repo) -> None:
+    stale = files(max_lr="0.01") | {"dvc.lock": lock(max_lr="0.0015")}
+    repo.write(stale)
+    said = as_markdown(*find_runs(["main", "workspace"]))
+    assert r"params.yaml has changed since these results were made (max\_lr)" in said
+    repo.write(stale | {EVAL: scores(0.4, data="Held out: other.json")})
+    said = as_markdown(*find_runs(["main", "workspace"]))
+    assert "No: they were evaluated on different data" in said and "better" not in said
+
+
+def test_names_and_values_are_no_markup_in_the_table(repo: Repo) -> None:
+    evil = "<b>a|b</b>@you `x` [y](z)"
+    repo.experiment("e", files(changes={"params.yaml": params(max_lr=json.dumps(evil))}))
+    row = as_markdown(*find_runs(["main", "e"])).splitlines()[2]
+    assert r"\<b\>a\|b\</b\>\@you \`x\` \[y\](z)" in row
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4, "as many cells as there are runs, and one"
 
 
 def test_outside_of_git_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

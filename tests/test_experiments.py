@@ -166,7 +166,9 @@ def test_a_queue_of_four_makes_four_runs_in_the_main_repository(
     assert not list(tmp_path.glob("mlflow.db"))
 
 
-def test_a_temporary_experiment_reaches_a_server(project: Project, tmp_path: Path) -> None:
+def test_a_team_shares_a_server_runs_here_and_reproduces_there(
+    project: Project, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -191,14 +193,37 @@ def test_a_temporary_experiment_reaches_a_server(project: Project, tmp_path: Pat
             env={"MLFLOW_TRACKING_URI": uri},
         )
         (run,) = runs(project, uri)
+        client = import_mlflow().MlflowClient(uri, uri)
+        client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))
+        again = reproduced(project, tmp_path, run.info.run_id, {"MLFLOW_TRACKING_URI": uri})
     finally:
         server.kill()
         server.wait()
         server.stderr.close()
         subprocess.run(["pkill", "-9", "-s", str(server.pid)], check=False)
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:"), "behind the server"
+    assert again == project.run("git", "show", f"{experiment(project, 'far')}:reports/eval.json")
     assert (run.info.run_name, run.info.status) == ("far", "FINISHED")
     assert "eval_val_loss" in run.data.metrics
     assert len(runs(project)) == before, "nothing in the local store"
+
+
+def reproduced(project: Project, folder: Path, run_id: str, env: dict[str, str]) -> str:
+    """reports/eval.json of a run that another clone makes again."""
+    other = Project(folder / "other")
+    project.run("git", "clone", "-q", str(project.root), str(other.root))
+    script = folder / "commands.sh"
+    script.write_text(other.run("simple-llama", "reproduce", run_id, env=env))
+    other.run("bash", "-e", str(script), env=env)
+    (again,) = folder.rglob("reproduce-*/reports/eval.json")
+    return again.read_text()
+
+
+def experiment(project: Project, name: str) -> str:
+    """The commit of an experiment."""
+    refs = project.run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    (commit,) = [ref.split()[0] for ref in refs.splitlines() if ref.endswith(f"/{name}")]
+    return commit
 
 
 def test_an_evaluation_whose_database_is_gone_opens_a_new_run(project: Project) -> None:

@@ -88,18 +88,18 @@ def _comparable(runs: Sequence[Run], notes: Sequence[str]) -> str:
     labels = [label for facts in (EVALUATED, TRAINED) for label in unlike(runs, facts)]
     facts = EVALUATED | TRAINED
     rows = [_row(label, [esc(facts[label](run) or MISSING) for run in runs]) for label in labels]
-    verdict, style = _verdict(runs)
+    answer, style = verdict(runs)
     return section(
         "Can they be compared?",
-        f'<p class="callout {style}">{esc(verdict)}</p>',
+        f'<p class="callout {style}">{esc(answer)}</p>',
         table(_head("Data", runs), rows, caption="What differs in the data", style="runs")
         if rows
         else "",
-        *(f'<p class="note">{esc(note)}.</p>' for note in (*notes, *_remarks(runs))),
+        *(f'<p class="note">{esc(note)}.</p>' for note in (*notes, *remarks(runs))),
     )
 
 
-def _remarks(runs: Sequence[Run]) -> list[str]:
+def remarks(runs: Sequence[Run]) -> list[str]:
     """What else a reader of the scores should know."""
     remarks = [
         f"{run.name}: params.yaml has changed since these results were made "
@@ -114,7 +114,8 @@ def _remarks(runs: Sequence[Run]) -> list[str]:
     return remarks
 
 
-def _verdict(runs: Sequence[Run]) -> tuple[str, str]:
+def verdict(runs: Sequence[Run]) -> tuple[str, str]:
+    """Whether the scores may be compared, and the style of that sentence."""
     done = [run for run in runs if run.scores]
     basis = alike(done)
     if len(done) < 2:

@@ -1,0 +1,55 @@
+"""Several runs as a table in Markdown, as a comment on a pull request shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from simple_llama.evaluation.comparison.page import remarks, verdict
+from simple_llama.evaluation.comparison.runs import Run, differing, find_runs
+from simple_llama.evaluation.comparison.scores import ranked
+from simple_llama.evaluation.page import MISSING, count, finite, number
+
+
+def as_markdown(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
+    """What differs and what came out, each run against the first.
+
+    A change is marked better or worse where the scores may be compared.
+    """
+    names = [run.name for run in runs]
+    lines = [_line(["", *names]), "|---" + "|---:" * len(runs) + "|"]
+    changed = [[key, *(run.params.get(key, MISSING) for run in runs)] for key in differing(runs)]
+    lines += [_line(row) for row in (*changed, *_scores(runs))]
+    said = (verdict(runs)[0], *notes, *remarks(runs))
+    return "\n".join([*lines, "", *(f"{_plain(one)}  " for one in said)])
+
+
+def _scores(runs: Sequence[Run]) -> Iterator[list[str]]:
+    for label, key, form, best in ranked(runs):
+        values = [number(run.scores, key) for run in runs]
+        first, row = finite(values[0]), [label, form(values[0])]
+        for value in map(finite, values[1:]):
+            cell = form(value)
+            if best is not None and None not in (first, value) and form(first) != cell:
+                assert first is not None and value is not None
+                better = best([first, value]) == value
+                cell += f" ({'better' if better else 'worse'} by {form(abs(value - first))})"
+            row.append(cell)
+        yield row
+    for label, key in (("Steps", "steps"), ("Best step", "best_step")):
+        yield [label, *(count(number(run.train, key)) for run in runs)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_plain, cells)) + " |"
+
+
+def _plain(text: str) -> str:
+    """Nothing in it is Markdown, HTML or another line."""
+    spaced = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*_{}\[\]<>#|~@&])", r"\\\1", spaced)
+
+
+def compare(names: Sequence[str]) -> str:
+    """The table of the runs that find_runs finds; raises what it does."""
+    return as_markdown(*find_runs(names))
