@@ -91,8 +91,10 @@ def _patch(location: Location, client: Any, run: Any) -> Iterator[str]:
         yield f"{apply} {shlex.quote(f'{unquote(artifacts.path)}/{PATCH}')} &&"
         return
     yield f"export MLFLOW_TRACKING_URI={shlex.quote(location.uri)} &&"
-    yield f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {PATCH} -d . &&"
-    yield f"{apply} {PATCH} &&"
+    # where it lands depends on the store; the last line says it
+    download = f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {PATCH}"
+    yield f"patch=$({download} -d .git | tail -n 1) &&"
+    yield f'{apply} "$patch" &&'
 
 
 def _differences(tags: dict[str, str]) -> Iterator[str]:
