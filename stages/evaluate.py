@@ -36,6 +36,7 @@ MODEL = "models/sft"
 SAMPLES = Path("models/samples.jsonl")
 REPORT = Path("models/report.html")
 HISTOGRAM_BUCKETS = 24
+WORST_SHOWN = 20
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def evaluate_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
             tuned = score_tuned(MODEL, subject, device, ranks, params)
         result = summarise(tuned, base, subject.categories, subject.sentence)
         samples = compare(subject, base, tuned)
-        write(result, samples, all_params)
+        write(result, samples, worst(subject, base, tuned), all_params)
         record(run, result, samples, all_params)
     print(summary(result, params))
 
@@ -93,7 +94,29 @@ def compare(subject: Subject, base: Evaluation, tuned: Evaluation) -> list[dict[
     ]
 
 
-def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params) -> None:
+def worst(subject: Subject, base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
+    """The examples with the highest loss per token: what to look at in the data."""
+    losses, before = (one.scores.loss / one.scores.tokens for one in (tuned, base))
+    order = np.argsort(-losses, kind="stable")[:WORST_SHOWN]
+    return [
+        {
+            "id": subject.ids[example],
+            "category": subject.categories[example],
+            "loss": float(losses[example]),
+            "base_loss": float(before[example]),
+            "tokens": int(tuned.scores.tokens[example]),
+            "reference": reference(subject.tokens, subject.tokenizer, example),
+        }
+        for example in order.tolist()
+    ]
+
+
+def write(
+    result: dict[str, Any],
+    samples: list[dict[str, Any]],
+    worst: list[dict[str, Any]],
+    params: Params,
+) -> None:
     """The stage's outs."""
     write_json("reports/eval.json", result)
     with atomic_write(SAMPLES) as file:
@@ -110,6 +133,7 @@ def write(result: dict[str, Any], samples: list[dict[str, Any]], params: Params)
             val_curve=read_csv("reports/curves/val.csv"),
             lengths=histogram(lengths),
             samples=samples,
+            worst=worst,
             params=without(params, TrackingParams, ProcessParams),
             facts=facts(params),
         )

@@ -31,6 +31,7 @@ def subject(tiny_tokenizer: Path) -> Subject:
     return Subject(
         tokens=Tokens.from_examples(pairs),
         tokenizer=tokenizer,
+        ids=[str(i) for i in range(len(pairs))],
         categories=["odd" if i % 2 else "even" for i in range(len(pairs))],
         sentence="",
     )

@@ -19,7 +19,7 @@ from simple_llama.evaluation.report import SAMPLES_KEPT, ReportInput, render
 from simple_llama.evaluation.scorecard import moved, wilson_interval
 from simple_llama.params import VALIDATION_SPLIT
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -100,6 +100,7 @@ def example(**changes: Any) -> ReportInput:
         val_curve=[{"step": s, "loss": 2.3 - s / 60} for s in range(0, 91, 30)],
         lengths=[(1, 64, 900), (65, 128, 1500), (129, 412, 993)],
         samples=[sample(prompt="What is 17 + 25?", reference="42", base="17 17", tuned="42")],
+        worst=[hard()],
         params={
             "model_path": "models/demo/base",
             "max_lr": 3e-4,
@@ -126,6 +127,11 @@ def sample(**changes: Any) -> dict[str, Any]:
     return plain | {"match": True, "base_match": False} | changes
 
 
+def hard(**changes: Any) -> dict[str, Any]:
+    plain = {"id": "a.json[7]", "category": "spelling", "reference": "wrong", "tokens": 3}
+    return plain | {"loss": 9.25, "base_loss": 8.5} | changes
+
+
 def empty() -> ReportInput:
     return ReportInput(
         prepare={},
@@ -136,6 +142,7 @@ def empty() -> ReportInput:
         val_curve=[],
         lengths=[],
         samples=[],
+        worst=[],
         params={},
         facts={},
     )
@@ -154,6 +161,7 @@ def test_shows_what_it_was_given() -> None:
     assert "arithmetic 300 2.450 0.610 – 71.2% 300" in text
     assert "− rejected 57 reply is empty 31 not an object 26 − duplicates 142 = kept 3,401" in text
     assert "23.8% of the validation prompts differ" in text
+    assert "a.json[7] spelling 9.250 8.500 3 wrong" in text
     assert "0.02%" in text
     assert "models/demo/base, 1.0M parameters" in text
     assert "Reference 42 Base model ✗ differs 17 17 Tuned model ✓ matches 42" in text
@@ -169,6 +177,7 @@ def test_sections_stand_in_the_order_of_the_story() -> None:
         "By category",
         "Length",
         "Where the data went",
+        "Highest losses",
         "Samples",
         "Parameters",
     ]
@@ -184,6 +193,7 @@ def test_hostile_text_stays_text() -> None:
     row = sample(prompt=evil, reference=evil, base=evil, tuned=evil * 99, category=evil)
     report = example(
         samples=[row],
+        worst=[hard(id=evil, category=evil, reference=evil)],
         params={evil: evil, "model_path": evil},
         facts={evil: evil},
         prepare={"rejected_by_reason": {evil: 3}},
@@ -196,6 +206,27 @@ def test_hostile_text_stays_text() -> None:
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert "<!--" not in html
     assert page.text.count('<script>alert("x")</script>') >= 12  # shown, and as written
+
+
+def test_samples_are_filtered_by_style_alone() -> None:
+    rows = [
+        sample(match=False),
+        sample(category="spelling", match=True),
+        sample(category=None, match=None),
+    ]
+    html = render(example(samples=rows))
+    marks = [
+        (attrs["data-category"], attrs["data-match"])
+        for tag, attrs in Page(html).tags
+        if tag == "article"
+    ]
+    assert marks == [("1", "no"), ("2", "yes"), ("0", "none")]
+    assert '<option value="1">arithmetic</option><option value="2">spelling</option>' in html
+    for number in (1, 2):
+        rule = f'option[value="{number}"]:checked) .sample:not([data-category="{number}"])'
+        assert rule in html
+    assert "#differs:checked) .sample:not([data-match=no]){display:none}" in html
+    assert "<select" not in render(example(samples=[sample(category=None)])), "nothing to choose"
 
 
 def test_text_that_no_file_could_hold_is_replaced() -> None:
@@ -211,9 +242,8 @@ def test_asks_the_network_for_nothing() -> None:
         assert not {"src", "href", "srcset", "xlink:href", "action", "background"} & set(attrs)
         assert "url(" not in (attrs.get("style") or "")
     style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
-    assert len(style) == 1
-    assert "url(" not in style[0]
-    assert "@import" not in style[0]
+    assert len(style) == 2, "of the page and of the samples' filter"
+    assert not [text for text in style if "url(" in text or "@import" in text]
 
 
 def test_nothing_at_all_still_makes_a_page() -> None:

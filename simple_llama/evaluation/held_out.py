@@ -15,6 +15,7 @@ class HeldOut:
     """Examples of at most max_seq_len tokens."""
 
     tokens: Tokens
+    ids: Sequence[str]
     categories: Sequence[str | None]
     left_out: int
     """Rows that are longer, or have no reply to score, be it that they exclude it themselves."""
@@ -41,6 +42,7 @@ class HeldOut:
             )
         return cls(
             tokens=Tokens.from_examples([pair for pair, _ in pairs]),
+            ids=[example.id for _, example in pairs],
             categories=[example.category for _, example in pairs],
             left_out=len(examples) + len(excluded) - len(pairs),
         )

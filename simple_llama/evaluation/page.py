@@ -239,6 +239,10 @@ tr.part > :first-child { padding-left: 24px; color: var(--soft); }
 table.pairs { width: auto; min-width: min(100%, 420px); font-size: 14px; }
 table.pairs td { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere;
   font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+table.worst td, table.worst tbody th { vertical-align: top; }
+table.worst td.reference { text-align: left; white-space: normal; min-width: 16em; }
+.filters { display: flex; flex-wrap: wrap; gap: 8px 24px; font-size: 15px; }
+.filters select, .filters input { font: inherit; accent-color: var(--tuned); }
 .sample { margin-top: 16px; }
 .sample header { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: baseline;
   margin-bottom: 10px; font-size: 14px; color: var(--soft); overflow-wrap: anywhere; }

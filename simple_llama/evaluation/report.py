@@ -21,6 +21,7 @@ from simple_llama.evaluation.charts import (
     smooth,
 )
 from simple_llama.evaluation.page import (
+    MISSING,
     count,
     decimal,
     definitions,
@@ -39,6 +40,9 @@ from simple_llama.evaluation.scorecard import categories, headline, loss_name, m
 
 SAMPLES_SHOWN = 12
 """Samples in the open; the rest is folded away."""
+
+CATEGORIES_FILTERED = 50
+"""Categories by which samples can be filtered."""
 
 SAMPLES_KEPT = 100
 """Samples in the page at all."""
@@ -68,6 +72,8 @@ class ReportInput:
     """Histogram of example lengths: (from tokens, to tokens inclusive, examples)."""
     samples: Sequence[Mapping[str, Any]]
     """category, prompt, reference, base, tuned, match and base_match (None: not scored)."""
+    worst: Sequence[Mapping[str, Any]]
+    """Examples with the highest loss: id, category, loss and base_loss, tokens, reference."""
     params: Mapping[str, Any]
     """The keys of params.yaml."""
     facts: Mapping[str, str]
@@ -85,6 +91,7 @@ def render(report: ReportInput) -> str:
         categories(report.evaluation),
         lengths(report),
         ledger(report),
+        worst(report.worst),
         samples(report.samples),
         params(report.params),
     )
@@ -258,23 +265,75 @@ def _imbalance(prepare: Mapping[str, Any]) -> str:
     return '<p class="worse">Kept, rejected and duplicates do not add up to the data.</p>'
 
 
+def worst(rows: Sequence[Mapping[str, Any]]) -> str:
+    """List the examples that the tuned model finds hardest."""
+    if not rows:
+        return ""
+    head = "".join(
+        f'<th scope="col">{label}</th>'
+        for label in ("Example", "Category", "Loss", "Base", "Tokens", "Reference")
+    )
+    body = [
+        f'<tr><th scope="row">{esc(row.get("id") or MISSING)}</th>'
+        f"<td>{esc(row.get('category') or MISSING)}</td>"
+        f"<td>{decimal(number(row, 'loss'))}</td><td>{decimal(number(row, 'base_loss'))}</td>"
+        f"<td>{count(number(row, 'tokens'))}</td>"
+        f'<td class="reference">{long_text(row.get("reference") or "", limit=120)}</td></tr>'
+        for row in rows
+    ]
+    return section(
+        "Highest losses",
+        f'<p class="note">The {things(len(rows), "evaluated example")} with the highest loss of '
+        "the tuned model, in nats per token: where to look for wrong data first.</p>",
+        table(f"<tr>{head}</tr>", body, caption="Highest losses by example", style="worst"),
+    )
+
+
 def samples(rows: Sequence[Mapping[str, Any]]) -> str:
     """Show prompts with the reference, the base model's and the tuned model's answer."""
     if not rows:
         return section("Samples", '<p class="soft">No samples were taken.</p>')
-    shown = [_sample(i, row) for i, row in enumerate(rows[:SAMPLES_KEPT], start=1)]
+    groups = list(dict.fromkeys(str(row["category"]) for row in rows if row.get("category")))
+    groups = groups[:CATEGORIES_FILTERED]
+    shown = [_sample(i, row, groups) for i, row in enumerate(rows[:SAMPLES_KEPT], start=1)]
     rest = shown[SAMPLES_SHOWN:]
     cut = len(rows) - len(shown)
     return section(
         "Samples",
+        _filters(groups),
         "\n".join(shown[:SAMPLES_SHOWN]),
         folded(things(len(rest), "further sample"), "\n".join(rest)) if rest else "",
         f'<p class="note">{things(cut, "more sample")} left out.</p>' if cut else "",
     )
 
 
-def _sample(position: int, row: Mapping[str, Any]) -> str:
+def _filters(groups: Sequence[str]) -> str:
+    """Controls that hide samples by style alone: the page has no script."""
+    options = "".join(
+        f'<option value="{i}">{esc(name)}</option>' for i, name in enumerate(groups, start=1)
+    )
+    rules = "".join(
+        f'section:has(#category option[value="{i}"]:checked) .sample:not([data-category="{i}"])'
+        "{display:none}"
+        for i in range(1, len(groups) + 1)
+    )
+    chosen = (
+        '<label>Category <select id="category" autocomplete="off"><option value="0">all</option>'
+        f"{options}</select></label>"
+    )
+    return (
+        f"<style>section:has(#differs:checked) .sample:not([data-match=no]){{display:none}}{rules}"
+        '</style><div class="filters" role="group" aria-label="Filter the samples">'
+        + (chosen if groups else "")
+        + '<label><input type="checkbox" id="differs" autocomplete="off"> only where the tuned '
+        "model differs from the reference</label></div>"
+    )
+
+
+def _sample(position: int, row: Mapping[str, Any], groups: Sequence[str]) -> str:
     category = row.get("category")
+    group = groups.index(str(category)) + 1 if str(category) in groups else 0
+    match = {True: "yes", False: "no"}.get(row.get("match"), "none")  # type: ignore[arg-type]
     title = f"{position} · {category}" if category else str(position)
     answers = (
         ("Reference", "reference", ""),
@@ -286,7 +345,8 @@ def _sample(position: int, row: Mapping[str, Any]) -> str:
         for label, key, badge in answers
     )
     return (
-        f'<article class="card sample"><header><h3>{esc(title)}</h3></header>'
+        f'<article class="card sample" data-category="{group}" data-match="{match}">'
+        f"<header><h3>{esc(title)}</h3></header>"
         f"<h4>Prompt</h4>{long_text(row.get('prompt') or '')}"
         f'<div class="answers">{columns}</div></article>'
     )

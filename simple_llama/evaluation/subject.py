@@ -22,6 +22,8 @@ class Subject:
 
     tokens: Tokens
     tokenizer: ChatTokenizer
+    ids: Sequence[str]
+    """(E,): where each stood in the data, as `simple-llama inspect --id` takes it."""
     categories: Sequence[str | None]
     """(E,)"""
     sentence: str
@@ -41,6 +43,7 @@ class Subject:
             return cls(
                 tokens=tokens,
                 tokenizer=tokenizer,
+                ids=[examples[row].id for row in tokens.rows],
                 categories=[examples[row].category for row in tokens.rows],
                 sentence=f"The validation split, {len(tokens):,} examples. It also chose the best "
                 "checkpoint, so it is not independent of the training.",
@@ -49,6 +52,7 @@ class Subject:
         return cls(
             tokens=held_out.tokens,
             tokenizer=tokenizer,
+            ids=held_out.ids,
             categories=held_out.categories,
             sentence=f"Held out: {path}, {len(held_out.tokens):,} examples; "
             f"{held_out.left_out:,} longer than max_seq_len, or excluded by their own flags, are "
