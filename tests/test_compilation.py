@@ -60,7 +60,11 @@ def of_many_lengths(model: Decoder, packing: bool) -> None:
 
 @pytest.mark.parametrize("depth", [2, 6])
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("variant", [{}, LATENT], ids=["grouped", "mla"])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, LATENT, {"model_type": "mistral", "sliding_window": 8}],
+    ids=["grouped", "mla", "window"],
+)
 def test_each_kind_of_layer_is_compiled_once(
     depth: int, recompute: bool, variant: dict[str, Any], backend: Callable[[str], None]
 ) -> None:
