@@ -11,7 +11,7 @@ from simple_llama.params import Params
 from simple_llama.sweep import study as study_module
 from simple_llama.sweep.ranges import Choice, Interval, Ranges
 from simple_llama.sweep.study import sweep
-from simple_llama.sweep.trial import Failed, Stopped, run_trial
+from simple_llama.sweep.trial import Failed, Stopped, as_override, run_trial
 from simple_llama.tracking.origin import process_tags
 from tests.crash.campaign import hook
 from tests.project import Project
@@ -111,14 +111,35 @@ mkfifo {waits}; read < {waits} 2> /dev/null""",
     assert called == "exp run --temp --force --name a-1 -S max_lr=1e-05 -S packing=false\n"
 
 
+def here(folder: Path, ranges: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project with a sweep, as far as a study looks at one."""
+    (folder / "params.yaml").write_text(COMMITTED.read_text())
+    (folder / "dvc.yaml").write_text((COMMITTED.parent / "dvc.yaml").read_text())
+    (folder / "sweep.yaml").write_text(ranges)
+    for name in ("data/raw/demo_sft.json", "stages/train.py"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("[]")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(study_module, "main_root", lambda: folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["Be brief, please", "it's \\ so: {a}", "auto", "a=b", "[1]", "q\\", "${x}"]
+)
+def test_texts_reach_dvc_as_they_are(text: str) -> None:
+    """Hydra, which DVC has, would take a comma for a list of experiments."""
+    from dvc.utils.hydra import to_hydra_overrides
+
+    [override] = to_hydra_overrides([f"system_prompt={as_override(text)}"])
+    assert not override.is_sweep_override()
+    assert override.value() == text
+
+
 def test_failures_in_a_row_end_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_dvc(tmp_path, "echo 'error: no such base'; exit 1", monkeypatch)
     with pytest.raises(Failed, match="error: no such base"):
         run_trial("a-1", {}, lambda epoch, loss: True)
-    (tmp_path / "params.yaml").write_text(COMMITTED.read_text())
-    (tmp_path / "sweep.yaml").write_text(RANGES)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_module, "main_root", lambda: tmp_path)
+    here(tmp_path, RANGES, monkeypatch)
     with pytest.raises(InputError, match="sweep: 3 trials failed in a row: error: no such base"):
         sweep("sweep.yaml")
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/optuna.db")
@@ -128,10 +149,7 @@ def test_failures_in_a_row_end_a_sweep(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_killed_trial_is_drawn_again_and_a_pruned_one_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "params.yaml").write_text(COMMITTED.read_text())
-    (tmp_path / "sweep.yaml").write_text(RANGES.replace("trials: 2", "trials: 9"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_module, "main_root", lambda: tmp_path)
+    here(tmp_path, RANGES.replace("trials: 2", "trials: 9"), monkeypatch)
     study = optuna.create_study(
         study_name="sweep", storage=f"sqlite:///{tmp_path}/optuna.db", direction="minimize"
     )
@@ -163,8 +181,20 @@ def test_a_killed_trial_is_drawn_again_and_a_pruned_one_counts(
     assert sweep("sweep.yaml") == said and len(drawn) == 9
 
     (tmp_path / "sweep.yaml").write_text(RANGES.replace("[8, 16]", "[8, 32]"))
-    with pytest.raises(InputError, match="its params are not those of the study sweep"):
+    with pytest.raises(InputError, match=r"its ranges are not those of the study .*batch_size"):
         sweep("sweep.yaml")
+    (tmp_path / "sweep.yaml").write_text(RANGES.replace("trials: 2", "trials: 9"))
+    for name, text in (
+        ("params.yaml", COMMITTED.read_text().replace("epochs: 3", "epochs: 4")),
+        ("data/raw/demo_sft.json", "[{}]"),
+        ("stages/train.py", "changed"),
+    ):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match="its params, data, models or code are not those of"):
+            sweep("sweep.yaml")
+        (tmp_path / name).write_text(before)
+    assert sweep("sweep.yaml") == said
 
 
 @pytest.mark.slow

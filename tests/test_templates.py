@@ -158,6 +158,53 @@ def test_a_reply_that_the_blocks_leave_out_is_not_trained(tmp_path: Path) -> Non
     assert [len(ids) for ids, _ in chat.encode([turns("q", "no")], "last_reply")] == [0]
 
 
+def chatml(reply: str) -> str:
+    """A template that writes replies so."""
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        f"{reply}{{% else %}}{{{{ m.content }}}}{{% endif %}}<|im_end|>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def test_blocks_that_leave_out_how_a_reply_begins_are_refused_by_name(tmp_path: Path) -> None:
+    """Else a prompt of evaluate would hold a part of the reference."""
+    template = chatml("so: {% generation %}{{ m.content }}{% endgeneration %}")
+    folder = foreign(byte_level(tmp_path / "t.json", CHATML), tmp_path, template, "<|im_end|>")
+    with pytest.raises(InputError, match="block leaves out how the reply begins"):
+        ChatTokenizer.from_path(folder, prompt_format="template", system_prompt="")
+
+
+def test_auto_follows_generation_blocks(tmp_path: Path) -> None:
+    """The prompts are those of chatml; what is trained is not."""
+    block = "{% generation %}{{ m.content }}{% endgeneration %}"
+    template = chatml(
+        f"{{% if 'no' in m.content %}}{{{{ m.content }}}}{{% else %}}{block}{{% endif %}}"
+    )
+    folder = foreign(byte_level(tmp_path / "t.json", CHATML), tmp_path, template, "<|im_end|>")
+    chat = ChatTokenizer.from_path(folder, prompt_format="auto", system_prompt="")
+    assert "its own chat template" in chat.description
+    [(ids, mask)] = chat.encode([turns("q", "no", "q", "yes")], "all_replies")
+    assert chat.decode(ids[mask]) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("{{ m.content.split('</think>')[-1].strip() }}", "leaves out what a reply's text has"),
+        (
+            "{{ m.content if loop.last else m.content.split('</think>')[-1].strip() }}",
+            "writes earlier replies in other words",
+        ),
+    ],
+)
+def test_what_becomes_of_thoughts_is_said(reply: str, said: str, tmp_path: Path) -> None:
+    path = byte_level(tmp_path / "t.json", CHATML)
+    folder = foreign(path, tmp_path, chatml(reply), "<|im_end|>")
+    chat = ChatTokenizer.from_path(folder, prompt_format="template", system_prompt="")
+    assert said in chat.description
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_control_tokens_in_messages_stay_text(chats: dict[str, ChatTokenizer], name: str) -> None:
     chat = chats[name]

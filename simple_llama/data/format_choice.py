@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simple_llama.data.prompt_formats import BOS, EOS, FORMATS, Message, PromptFormat, Refusal
-from simple_llama.data.template_format import NAME, TemplateFormat, named_tokens
+from simple_llama.data.template_format import BLOCK, NAME, TemplateFormat, named_tokens
 from simple_llama.data.template_renderer import Job, Renderer
 from simple_llama.data.tokenizer_source import TokenizerSource, refusing
 from simple_llama.errors import InputError
@@ -56,7 +56,10 @@ def choose_format(
         return _choice(named, source, "named in its config")
     if source.template is not None:
         try:
-            name = _same_template(source, source.template, system_prompt, prompts)
+            name = None
+            # what its generation blocks leave out, none of ours would
+            if not BLOCK.search(source.template):
+                name = _same_template(source, source.template, system_prompt, prompts)
             if name is not None:
                 return _choice(name, source, "its chat template makes the same prompt")
             return _choice(NAME, source, "its own chat template")

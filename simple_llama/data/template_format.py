@@ -195,6 +195,9 @@ class TemplateFormat:
         blocks = [(a, b) for a, b in reply.blocks if b > start]
         if not blocks:
             return start, start
+        if text[start : blocks[0][0]].strip():
+            # what is trained would follow a text that no prompt has
+            return Refusal("its generation block leaves out how the reply begins")
         return max(start, blocks[0][0]), stops[-1]
 
     def _pieces(self, text: str, targets: Sequence[tuple[int, int]], mark: str) -> Iterator[Piece]:

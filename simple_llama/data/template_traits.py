@@ -6,7 +6,7 @@ from typing import Any
 
 from simple_llama.data.control_marks import Marks
 from simple_llama.data.prompt_formats import Control, Message, Refusal
-from simple_llama.data.template_renderer import Job, Renderer
+from simple_llama.data.template_renderer import Job, Rendered, Renderer
 from simple_llama.errors import InputError
 
 USER, REPLY, SYSTEM = "Hello there", "Hello", "Be brief"
@@ -17,6 +17,11 @@ PROBE: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Fine"},
 ]
 THOUGHT, TOOL_NAME, ARGUMENT, RESULT = "Hmm, hello", "look_around", "kitchen", "an empty one"
+TAGGED: list[dict[str, Any]] = [
+    PROBE[0],
+    {**PROBE[1], "content": f"<think>\n{THOUGHT}\n</think>\n\n{REPLY}"},
+    *PROBE[2:],
+]
 THINKING: list[Message] = [PROBE[0], {**PROBE[1], "reasoning_content": THOUGHT}]
 TOOL = {
     "type": "function",
@@ -63,6 +68,8 @@ class Traits:
     shows_thoughts: bool
     shows_calls: bool
     """And tools, and what these return."""
+    keeps_tags: bool
+    """Whether thoughts in the text of a reply stay there, be it between tags."""
     rewrites: bool
     """Whether an earlier reply is written in other words than it was given in."""
 
@@ -72,6 +79,7 @@ class Traits:
             "it shows no system prompt, which stands before the first message": self.shows_system,
             "it shows no tool calls": self.shows_calls,
             "it shows no thoughts": self.shows_thoughts,
+            "it leaves out what a reply's text has between <think> tags": self.keeps_tags,
             "it writes earlier replies in other words, so each is an example of its own": (
                 not self.rewrites
             ),
@@ -84,16 +92,19 @@ def traits_of(renderer: Renderer, marks: Marks) -> Traits:
     jobs = [
         Job(messages=PROBE, cuts=[(1, True), (2, False), (4, False)]),
         Job(messages=[{"role": "system", "content": SYSTEM}, *PROBE], cuts=[(2, True)]),
+        Job(messages=TAGGED, cuts=[(2, False), (4, False)]),
         Job(messages=seen(THINKING), cuts=[(2, False)]),
         Job(messages=seen(CALLING), cuts=[(1, True), (3, True)], variables={"tools": [TOOL]}),
     ]
     rendered = renderer.render(jobs)
-    plain, system, thinking, calling = rendered
+    plain, system, tagged, thinking, calling = rendered
     if isinstance(plain, Refusal):
-        raise _unfit(renderer, f"refuses any chat: {plain.reason}")
+        given = isinstance(system, Refusal)
+        without = "any chat" if given else "a chat without a system message"
+        raise _unfit(renderer, f"refuses {without}: {plain.reason}")
     if rendered != Renderer(renderer.path, renderer.template, renderer.variables).render(jobs):
         raise _unfit(renderer, "writes other text on each call")
-    prompt, one, several = (cut.text for cut in plain)
+    prompt, one, _ = (cut.text for cut in plain)
     if USER not in prompt or not one.startswith(prompt) or REPLY not in one[len(prompt) :]:
         raise _unfit(renderer, "does not begin a reply where its prompt for one ends")
     said = one.rindex(REPLY)
@@ -113,8 +124,19 @@ def traits_of(renderer: Renderer, marks: Marks) -> Traits:
         and called.count(TOOL_NAME) > asked.count(TOOL_NAME)
         and ARGUMENT in called
         and RESULT in called,
-        rewrites=not several.startswith(one[: one.rindex(ends[0])]),
+        keeps_tags=isinstance(tagged, Refusal) or THOUGHT in tagged[0].text,
+        rewrites=not all(
+            _continues(cuts, ends[0])
+            for cuts in (plain[1:], tagged)
+            if not isinstance(cuts, Refusal)
+        ),
     )
+
+
+def _continues(cuts: Sequence[Rendered], stop: Control) -> bool:
+    """Whether the second begins as the first does, up to the end of its reply."""
+    first, second = (cut.text for cut in cuts)
+    return second.startswith(first[: first.rindex(stop)] if stop in first else first)
 
 
 def _unfit(renderer: Renderer, why: str) -> InputError:

@@ -176,7 +176,8 @@ def _gemma_keys(config: ModelConfig) -> dict[str, Any]:
     slides = [config.window(layer) is not None for layer in range(config.num_hidden_layers)]
     return {
         "query_pre_attn_scalar": round(config.attention_multiplier**-2),
-        "sliding_window": config.sliding_window,
+        # where no layer has one `transformers` wants a number all the same
+        "sliding_window": config.sliding_window or GEMMA["sliding_window"],
         "layer_types": [LAYER_TYPE[flag] for flag in slides],
     }
 

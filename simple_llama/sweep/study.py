@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_llama.errors import InputError
+from simple_llama.files import digest_tree
 from simple_llama.params import Params
 from simple_llama.process import main_root
+from simple_llama.strict_yaml import read_mapping
 from simple_llama.sweep.picture import draw
 from simple_llama.sweep.ranges import Ranges
 from simple_llama.sweep.trial import Failed, Stopped, run_trial
@@ -41,7 +43,7 @@ def sweep(file: str) -> str:
         direction="minimize",
         load_if_exists=True,
     )
-    _check_same(study, ranges, path)
+    _check_same(study, ranges, params, path)
     _enqueue_the_killed(study)
     # the same numbers drawn again would be the same trials
     study.sampler = optuna.samplers.TPESampler(seed=params.values["seed"] + len(study.trials))
@@ -76,16 +78,42 @@ def _optuna() -> Any:
     return optuna
 
 
-def _check_same(study: "optuna.Study", ranges: Ranges, path: Path) -> None:
-    """Trials of other params than these would mislead the search."""
-    wanted = {key: repr(one) for key, one in ranges.params.items()}
-    known = study.user_attrs.get("params", wanted)
-    if known != wanted:
-        raise InputError(
-            f"{path}: its params are not those of the study {study.study_name} in {DATABASE}, "
-            "wanted the same ranges, or a file of another name"
-        )
-    study.set_user_attr("params", wanted)
+def _check_same(study: "optuna.Study", ranges: Ranges, params: Params, path: Path) -> None:
+    """Trials of anything else than these would mislead the search, and come out as its best."""
+    wanted = {
+        "ranges": {key: repr(one) for key, one in ranges.params.items()},
+        "params, data, models or code": _all_else(ranges, params),
+    }
+    known = study.user_attrs.get("inputs", wanted)
+    for what, inputs in wanted.items():
+        if known[what] != inputs:
+            differs = sorted(
+                name
+                for name in inputs.keys() | known[what].keys()
+                if inputs.get(name) != known[what].get(name)
+            )
+            raise InputError(
+                f"{path}: its {what} are not those of the study {study.study_name} in {DATABASE} "
+                f"({', '.join(differs)}), wanted the same, or a file of another name"
+            )
+    study.set_user_attr("inputs", wanted)
+
+
+def _all_else(ranges: Ranges, params: Params) -> dict[str, str]:
+    """What a trial's result depends on beside the ranges, by dvc.yaml: params as they are, the
+    digests of what stages read and no stage writes."""
+    stages = read_mapping("dvc.yaml")["stages"].values()
+    written = {out for stage in stages for out in map(str, stage.get("outs", []))}
+    found: dict[str, str] = {}
+    for stage in stages:
+        for name in stage.get("params", []):
+            if name not in ranges.params:
+                found[name] = str(params.values[name])
+        for dep in stage["deps"]:
+            place = params.values[dep[2:-1]] if dep.startswith("${") else dep
+            if dep not in found and place not in written and Path(place).exists():
+                found[dep] = digest_tree(Path(place))
+    return {name: value for name, value in found.items() if not name.startswith("reports/")}
 
 
 def _enqueue_the_killed(study: "optuna.Study") -> None:

@@ -1,6 +1,7 @@
 """One trial: a DVC experiment in a folder of its own, watched while it trains."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,9 @@ def run_trial(
     promising: is asked at the end of each epoch, with its number and validation loss, whether to go
     on. Raises Stopped where it says no, Failed where the experiment fails.
     """
-    settings = [part for key, value in values.items() for part in ("-S", f"{key}={_text(value)}")]
+    settings = [
+        part for key, value in values.items() for part in ("-S", f"{key}={as_override(value)}")
+    ]
     last: list[str] = []
     steps_an_epoch = 1
     with _running("dvc", "exp", "run", "--temp", "--force", "--name", name, *settings) as process:
@@ -58,8 +61,17 @@ def _integer(digits: str) -> int:
     return int(digits.replace(",", ""))
 
 
-def _text(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def as_override(value: Value) -> str:
+    """As DVC's Hydra reads it: what is more than a word stands between quotes
+    (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values)."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and not re.fullmatch(r"[\w./+-]+", value):
+        # a backslash stands for itself, but before a quote
+        escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)
+        return f"'{escaped}'"
+    return str(value)
 
 
 @contextmanager
