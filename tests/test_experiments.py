@@ -118,7 +118,7 @@ def test_the_same_again_comes_from_the_run_cache_and_leads_to_its_run(project: P
     project.run("dvc", "plots", "diff", "main", "b", "-o", "plots")
     page = (project.root / "plots/index.html").read_text()
     assert '"type": "log"' in page
-    assert {"train.csv::loss", "interval.csv::loss"} <= set(re.findall(r"\w+\.csv::\w+", page))
+    assert set(re.findall(r'"filename": "(\w+\.csv)"', page)) == {"train.csv", "interval.csv"}
 
 
 def shown(project: Project) -> list[dict[str, str]]:
