@@ -28,6 +28,7 @@ from simple_llama.model.folder import load_config
 from simple_llama.model.lora import add_adapters
 from simple_llama.params import BaseParams, Params, PrepareParams, TokenizeParams, TrainParams
 from simple_llama.training.loop import plan_training
+from simple_llama.training.moments import KINDS
 from simple_llama.training.optimizer import trained
 from simple_llama.training.tuning import MODEL, Adapters
 
@@ -139,8 +140,10 @@ def _cost(data: _Data, params: Params) -> Iterator[str]:
         add_adapters(model, Adapters(settings, base, Path()).lora, seed=0)
     weights = sum(parameter.numel() for parameter in model.parameters())
     learned = sum(parameter.numel() for parameter in trained(model).values())
-    # float32: the weights; of what is trained gradients and AdamW's two moments
-    memory = 4 * weights + 12 * learned
+    # the weights; of what is trained gradients and AdamW's two moments
+    held = 2 if settings.weights == "bf16" else 4
+    moments = 2 * KINDS[settings.optimizer_state].bytes_each
+    memory = int(4 * (weights - learned) + (2 * held + moments) * learned)
     yield (
         f"memory: {_memory(memory)} for {weights / 1e6:,.3g}M weights, of which "
         f"{learned / 1e6:,.3g}M are trained; on top what a micro-batch "
@@ -154,10 +157,9 @@ def _cost(data: _Data, params: Params) -> Iterator[str]:
     tokens += max(1.0, epochs) * int(data.val.lengths.sum())  # validated at epoch ends
     speed = _products(device, config.hidden_size, config.intermediate_size, settings)
     seconds = 2 * size * tokens / (SHARE_OF_PEAK * speed)
-    least = "" if data.whole else "at least "
     yield (
-        f"time: {least}some {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of {speed / 1e9:,.0f} "
-        f"GFLOP/s, which products of this size reach on {device}"
+        f"time: more than {_duration(seconds)}, which its products take at {SHARE_OF_PEAK:.0%} of "
+        f"{speed / 1e9:,.0f} GFLOP/s, what products of this size reach on {device}; train says more"
     )
 
 
