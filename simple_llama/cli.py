@@ -119,12 +119,19 @@ def check() -> None:
     ),
     option("--id", metavar="ID", help="only this one, such as 'chat.jsonl[17]'"),
     option("--html", metavar="FILE", help="write a page instead"),
+    option(
+        "--loss",
+        nargs="?",
+        const="models/sft",
+        metavar="DIR",
+        help="also what each trained token costs a model, in nats (default: models/sft)",
+    ),
 )
-def inspect(split: str | None, n: int, id: str | None, html: str | None) -> None:
+def inspect(split: str | None, n: int, id: str | None, html: str | None, loss: str | None) -> None:
     """Show examples as they will be trained, and what was rejected or dropped, and why."""
     from simple_llama.inspection.inspect import inspect
 
-    print(inspect(split, n, id, html))
+    print(inspect(split, n, id, html, loss))
 
 
 @command()

@@ -22,8 +22,13 @@ from simple_llama.errors import InputError
 from simple_llama.files import write_json
 from simple_llama.inspection.cells import Speller, columns, visible
 from simple_llama.inspection.inspect import inspect
+from simple_llama.inspection.losses import token_losses
+from simple_llama.inspection.selection import first_examples
+from simple_llama.model.folder import load_model, save_model
 from simple_llama.params import Params, TokenizeParams
+from simple_llama.training.loss import score
 from tests.test_examples import params, row, rows
+from tests.test_model import random_model
 from tests.test_params import COMMITTED
 
 EVIL = "\x1b[31mred\x07 \u202egnp <script>alert(1)</script> é🙂\r\n<EOA>"
@@ -108,6 +113,35 @@ def test_a_line_of_tokens_stands_above_its_ids_and_marks() -> None:
         text for text, mark in zip(lines[marked - 2], lines[marked].ljust(200)) if mark == "^"
     )
     assert under == "yes<EOA>"
+
+
+def test_with_a_model_each_target_has_its_loss(
+    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they are the example's loss, as validation has it; a base without the last tokens
+    is scored too."""
+    (Path.cwd() / "params.yaml").write_text(
+        re.sub(r"(?m)^precision:.*$", "precision: fp32", COMMITTED.read_text())
+    )
+    tokens, size = Tokens.read("data/tokens/val.safetensors"), _size()
+    for vocab_size in (size, size - 2):
+        model = random_model(vocab_size=vocab_size, max_position_embeddings=512)
+        save_model(model, tmp_path / f"{vocab_size}")
+    whole = load_model(tmp_path / f"{size}")
+    scores = score(whole, tokens, np.arange(len(tokens)), budget=2048, pad_id=0, precision="fp32")
+    losses = token_losses(str(tmp_path / f"{size}"), Path("data/tokens/tokenizer"))
+    for index, shown in enumerate(first_examples("val", 99, losses).examples):
+        assert shown.loss == pytest.approx(scores.loss[index] / scores.tokens[index], rel=1e-4)
+    said = inspect("val", 1, None, None, str(tmp_path / f"{size - 2}"))
+    assert re.search(r"of them trained, loss \d+\.\d{4}\n", said)
+    assert re.search(r"(?m)^ +\d+\.\d\d( +\d+\.\d\d)*$", said)
+    page = tmp_path / "page.html"
+    inspect("val", 1, None, str(page), str(tmp_path / f"{size}"))
+    assert re.search(r'style="--cost: \d+%" title="position \d+, id \d+, loss', page.read_text())
+
+
+def _size() -> int:
+    return ChatTokenizer.from_folder("data/tokens/tokenizer").vocab_size
 
 
 def test_lines_are_no_wider_than_the_terminal() -> None:

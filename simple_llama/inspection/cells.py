@@ -30,6 +30,8 @@ class Cell:
     """Whether the loss counts it."""
     control: bool
     """A special token, which no text makes."""
+    loss: float | None = None
+    """Nats, where a model was asked."""
 
 
 class Speller:
@@ -51,8 +53,10 @@ class Speller:
         except Exception as error:  # the Rust library raises nothing more precise
             raise InputError(f"{path}: not a tokenizer: {error}") from None
 
-    def cells(self, ids: Sequence[int], mask: Sequence[Any]) -> Iterator[Cell]:
-        """The cells of an example of ids and mask (T,)."""
+    def cells(
+        self, ids: Sequence[int], mask: Sequence[Any], losses: Sequence[float] | None = None
+    ) -> Iterator[Cell]:
+        """The cells of an example of ids and mask (T,), and what each costs (T,), in nats."""
         before: list[int] = []
         pending: list[int] = []
         for position, token in enumerate(ids):
@@ -66,7 +70,8 @@ class Speller:
             if control or whole or ids[position + 1] in self._special:
                 first = position + 1 - len(pending)
                 shown = visible(text).replace(" ", "·") or "∅"
-                yield Cell(first, tuple(pending), shown, target, control)
+                loss = sum(losses[first : position + 1]) if losses is not None else None
+                yield Cell(first, tuple(pending), shown, target, control, loss)
                 before, pending = ([] if control else pending), []
 
     def _text(self, before: list[int], ids: list[int]) -> str:

@@ -5,15 +5,23 @@ import shutil
 import sys
 
 from simple_llama.files import atomic_write
-from simple_llama.inspection.selection import example_of_id, first_examples
+from simple_llama.inspection.selection import TOKENS, example_of_id, first_examples
 
 
-def inspect(split: str | None, number: int, wanted: str | None, html: str | None) -> str:
-    """What to print. With `html` the page is written, and only its path is said."""
+def inspect(
+    split: str | None, number: int, wanted: str | None, html: str | None, model: str | None = None
+) -> str:
+    """What to print. With `html` the page is written, and only its path is said. model: the folder
+    of one by which each token's loss is shown."""
+    losses = None
+    if model is not None:
+        from simple_llama.inspection.losses import token_losses
+
+        losses = token_losses(model, TOKENS / "tokenizer")
     if wanted is None:
-        inspection = first_examples(split or "train", number)
+        inspection = first_examples(split or "train", number, losses)
     else:
-        inspection = example_of_id(wanted, split)
+        inspection = example_of_id(wanted, split, losses)
     if html is not None:
         from simple_llama.inspection.page import render as page
 

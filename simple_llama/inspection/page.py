@@ -5,6 +5,10 @@ from simple_llama.inspection.cells import Cell, visible
 from simple_llama.inspection.selection import Inspection, Lost, Shown
 
 CONTENT_SHOWN = 2000
+HIGH_LOSS = 4.0
+"""Nats, a chance of 1 in 50: what costs more is as dark."""
+SHADE = 0.4
+"""The darkest: what stands on it can still be read."""
 STYLE = """
 .tokens { display: flex; flex-wrap: wrap; gap: 8px 3px; align-items: flex-end; }
 .tokens span { display: inline-flex; flex-direction: column; align-items: flex-start;
@@ -15,6 +19,8 @@ STYLE = """
 .tokens + .note { margin-top: 10px; }
 .tokens .target { background: var(--wash); border-color: var(--tuned); }
 .tokens .control { color: var(--val); font-weight: 600; }
+.tokens [style] { background: color-mix(in srgb, var(--val) var(--cost), transparent); }
+.tokens [style], .tokens [style] small { color: inherit; }
 .tokens .break { flex-basis: 100%; height: 0; border: 0; }
 """
 LEGEND = """<div class="tokens"><span class="target">trained<small>position</small></span>
@@ -47,6 +53,7 @@ def _example(example: Shown) -> str:
         *([example.category] if example.category else []),
         things(example.tokens, "token"),
         f"{count(example.targets)} of them trained",
+        *([] if example.loss is None else [f"loss {example.loss:.4f}"]),
     ]
     head = f"<b>{esc(visible(example.id))}</b>" + "".join(
         f"<span>{esc(visible(fact))}</span>" for fact in facts
@@ -63,9 +70,13 @@ def _token(cell: Cell, after: Cell | None) -> str:
     kinds = [name for name in ("target", "control") if getattr(cell, name)]
     ids = ", ".join(map(str, cell.ids))
     ends_line = cell.text.endswith("↵") and not (after and after.text.startswith("↵"))
+    cost = cell.loss if cell.target else None
+    shade = "" if cost is None else f' style="--cost: {SHADE * min(cost / HIGH_LOSS, 1):.0%}"'
+    below = f"{cell.position}" if cost is None else f"{cost:.2f}"
+    said = "" if cost is None else f", loss {cost:.4f}"
     return (
-        f'<span class="{" ".join(kinds)}" title="position {cell.position}, id {ids}">'
-        f"{esc(cell.text)}<small>{cell.position}</small></span>"
+        f'<span class="{" ".join(kinds)}"{shade} title="position {cell.position}, id {ids}{said}">'
+        f"{esc(cell.text)}<small>{below}</small></span>"
         + ('<span class="break"></span>' if ends_line else "")
     )
 

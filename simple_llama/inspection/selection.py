@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
 from simple_llama.inspection.cells import Cell, Speller, visible
+
+if TYPE_CHECKING:
+    from simple_llama.inspection.losses import TokenLosses
 
 PREPARED = Path("data/prepared")
 TOKENS = Path("data/tokens")
@@ -40,6 +43,12 @@ class Shown:
     def targets(self) -> int:
         return sum(len(cell.ids) for cell in self.cells if cell.target)
 
+    @property
+    def loss(self) -> float | None:
+        """Nats per supervised token, where a model was asked."""
+        costs = [cell.loss for cell in self.cells if cell.target and cell.loss is not None]
+        return sum(costs) / self.targets if costs else None
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
@@ -64,25 +73,30 @@ class Inspection:
     """The first few rejected and dropped; of one asked for by its id, that one."""
 
 
-def first_examples(split: str, number: int) -> Inspection:
-    """The first examples of a split. Raises InputError."""
+def first_examples(split: str, number: int, losses: "TokenLosses | None" = None) -> Inspection:
+    """The first examples of a split, with what their tokens cost where that is asked. Raises
+    InputError."""
     if number < 1:
         raise InputError(f"-n: got {number}, wanted 1 or more")
     splits = _read_splits()
-    shown = shown_examples(split, splits[split], range(min(number, len(splits[split]))))
+    shown = shown_examples(
+        split, splits[split], range(min(number, len(splits[split]))), losses=losses
+    )
     lost = [*islice(_rejected(), FIRST), *islice(_dropped(), FIRST)]
     return Inspection(shown, _sizes(splits), _counts(), _format(), lost)
 
 
-def example_of_id(wanted: str, split: str | None) -> Inspection:
-    """One example of a split, or of any. Raises InputError where no file knows the id."""
+def example_of_id(
+    wanted: str, split: str | None, losses: "TokenLosses | None" = None
+) -> Inspection:
+    """One example of a split, or of any, likewise. Raises InputError where no file knows the id."""
     splits = _read_splits()
     shown: list[Shown] = []
     for name in [split] if split else SPLITS:
         line = _line_of(PREPARED / f"{name}.jsonl", wanted)
         if line is not None:
             first, end = np.searchsorted(splits[name].rows, [line, line + 1]).tolist()
-            shown += shown_examples(name, splits[name], range(first, end))
+            shown += shown_examples(name, splits[name], range(first, end), losses=losses)
     lost = [] if shown else [one for one in (*_rejected(), *_dropped()) if one.id == wanted]
     if not shown and not lost:
         known = visible(next(read_examples(PREPARED / "train.jsonl")).id)
@@ -107,6 +121,7 @@ def shown_examples(
     indices: range,
     prepared: Path = PREPARED,
     folder: Path = TOKENS,
+    losses: "TokenLosses | None" = None,
 ) -> list[Shown]:
     """Some examples of a split, in the folders that prepare and tokenize wrote. Raises InputError
     where these do not belong together."""
@@ -122,7 +137,8 @@ def shown_examples(
     for index, line in zip(indices, lines):
         example = found[line]
         span = slice(tokens.starts[index], tokens.starts[index + 1])
-        cells = speller.cells(tokens.ids[span].tolist(), tokens.mask[span].tolist())
+        ids, mask = tokens.ids[span].tolist(), tokens.mask[span].tolist()
+        cells = speller.cells(ids, mask, losses(ids) if losses else None)
         shown.append(Shown(example.id, split, example.category, list(cells)))
     return shown
 

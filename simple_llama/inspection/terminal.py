@@ -3,6 +3,7 @@
 0  <SOT> You ·are ·a <EOT>      position of the line's first token, then the tokens
        2 312   45  7     3      their ids
                    ^ ^^^^^      without colour: these are targets of the loss
+                1.20  0.03      with a model: what the targets cost it, in nats
 """
 
 from collections.abc import Iterator
@@ -39,25 +40,29 @@ def _legend(prompt_format: str, colour: bool) -> str:
 
 def _header(example: Shown, colour: bool) -> str:
     category = f", {visible(example.category)}" if example.category else ""
+    mean = "" if example.loss is None else f", loss {example.loss:.4f}"
     return (
         f"{_styled(visible(example.id), STRONG, colour)}  {example.split}{category}, "
-        f"{example.tokens} tokens, {example.targets} of them trained"
+        f"{example.tokens} tokens, {example.targets} of them trained{mean}"
     )
 
 
 def _token_lines(cells: list[Cell], width: int, colour: bool) -> Iterator[str]:
     for row in _wrapped(cells, width - MARGIN):
-        texts, ids, marks = [], [], []
+        texts, ids, marks, costs = [], [], [], []
         for cell in row:
             room = _room(cell)
             gap = " " * (room - columns(cell.text))
             texts.append(_styled(cell.text, _style(cell), colour) + gap)
             ids.append(_ids(cell).ljust(room))
             marks.append(("^" * columns(cell.text) if cell.target else "").ljust(room))
+            costs.append(_cost(cell).ljust(room))
         yield f"{row[0].position:>{MARGIN - 2}}  {' '.join(texts)}".rstrip()
         yield _styled(f"{'':{MARGIN}}{' '.join(ids)}".rstrip(), SOFT, colour)
         if not colour and any(cell.target for cell in row):
             yield f"{'':{MARGIN}}{' '.join(marks)}".rstrip()
+        if any(cost.strip() for cost in costs):
+            yield f"{'':{MARGIN}}{' '.join(costs)}".rstrip()
 
 
 def _wrapped(cells: list[Cell], width: int) -> Iterator[list[Cell]]:
@@ -74,7 +79,11 @@ def _wrapped(cells: list[Cell], width: int) -> Iterator[list[Cell]]:
 
 
 def _room(cell: Cell) -> int:
-    return max(columns(cell.text), len(_ids(cell)))
+    return max(columns(cell.text), len(_ids(cell)), len(_cost(cell)))
+
+
+def _cost(cell: Cell) -> str:
+    return "" if cell.loss is None or not cell.target else f"{cell.loss:.2f}"
 
 
 def _ids(cell: Cell) -> str:

@@ -1,0 +1,43 @@
+"""What each token of an example costs a model."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.model.device import autocast, pick_device
+from simple_llama.model.folder import load_config, load_model
+from simple_llama.params import EvaluateParams, Params
+
+TokenLosses = Callable[[Sequence[int]], list[float]]
+"""Token ids (T,) → the nats of each (T,): minus the logarithm of its probability after those before
+it, 0 for the first."""
+
+
+def token_losses(folder: str, tokenizer: Path) -> TokenLosses:
+    """By a model's folder. tokenizer: that of the tokenizer that made the ids. Raises
+    InputError."""
+    params = Params().section(EvaluateParams)
+    device = pick_device(params.device)
+    chat = ChatTokenizer.from_folder(tokenizer)
+    # a base that lacks the last tokens is scored as it is trained from: with the mean of the others
+    lacks = load_config(folder).vocab_size < chat.vocab_size
+    model = load_model(
+        folder,
+        device,
+        fused=params.use_flash_attention,
+        vocab_size=chat.vocab_size,
+        known=chat.base_vocab_size if lacks else None,
+        control=chat.control_ids.values() if lacks else (),
+    ).eval()
+
+    @torch.inference_mode()
+    def of(ids: Sequence[int]) -> list[float]:
+        row = torch.tensor([list(ids)], device=device)
+        with autocast(device, params.precision):
+            logits = model.logits(model(row)[0, :-1])
+        return [0.0, *F.cross_entropy(logits, row[0, 1:], reduction="none").tolist()]
+
+    return of
