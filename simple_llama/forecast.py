@@ -158,8 +158,8 @@ def _cost(data: _Data, params: Params) -> Iterator[str]:
     speed = _products(device, config.hidden_size, config.intermediate_size, settings)
     seconds = 2 * size * tokens / (SHARE_OF_PEAK * speed)
     yield (
-        f"time: more than {_duration(seconds)}, which its products take at {SHARE_OF_PEAK:.0%} of "
-        f"{speed / 1e9:,.0f} GFLOP/s, what products of this size reach on {device}; train says more"
+        f"time: some {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of the {speed / 1e9:,.0f} GFLOP/s "
+        f"that products of this size reach on {device}; a small model takes several times as long"
     )
 
 

@@ -16,8 +16,8 @@ from simple_llama.model.folder import load_config
 from simple_llama.model.weights import is_pth
 from simple_llama.outs import check_outside_outs
 from simple_llama.params import BaseParams, Params, TrackingParams
+from simple_llama.training.tuning import MODEL
 
-TUNED = "models/sft"
 RUN = Path("models/run.json")
 
 Scores = dict[str, tuple[float, float | None]]
@@ -47,7 +47,7 @@ def evaluate_tasks(model: str, settings: Settings, out: str | None) -> str:
     if out is not None:
         check_outside_outs(out)
     params = Params()
-    own = Path(model).resolve() == Path(TUNED).resolve()
+    own = Path(model).resolve() == MODEL.resolve()
     base = params.section(BaseParams).model_path
     folders = {"base": base, "tuned": model} if own else {"model": model}
     for folder in folders.values():
