@@ -1,5 +1,6 @@
 """A training is continued, and its result shared, only where every input is the same."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,11 +13,14 @@ import torch
 import yaml
 
 from simple_llama.params import BaseParams, Params, TrainParams
+from simple_llama.stage_code import listing
 from simple_llama.training.inputs import OUTSIDE, TrainingInputs
 from tests.project import ROOT, Project
 
 MACHINE = {"device": "cpu AVX2", "precision": "fp32", "deterministic": "true"}
 DEPS = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+with contextlib.chdir(ROOT):
+    CODE = [line.split("  ")[1] for line in listing("stages.train").splitlines()]
 BASE = (
     "config.json",
     "generation_config.json",
@@ -43,10 +47,9 @@ TOKENS = (
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project's files, with a base model and tokens that are text."""
     monkeypatch.chdir(tmp_path)
-    for name in ("dvc.yaml", "params.yaml", *DEPS):
-        if (ROOT / name).is_file():
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, name)
+    for name in ("dvc.yaml", "params.yaml", "requirements.lock", *CODE):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, name)
     for folder, names in (("models/demo/base", BASE), ("data/tokens", TOKENS)):
         for name in names:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,17 +65,20 @@ def files() -> Iterator[Path]:
     """Every file that dvc.yaml says train reads."""
     for dep in DEPS:
         path = Path(dep.replace("${model_path}", "models/demo/base"))
-        yield from (one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+        if path.parent == Path("data/code"):
+            yield from map(Path, CODE)
+        else:
+            yield from filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path]
 
 
 def test_another_byte_in_any_file_is_another_training(project: Path) -> None:
     before = key()
     assert key() == before
     changed = list(files())
-    assert len(changed) > len(BASE) + len(TOKENS) + 30
+    assert len(changed) >= len(BASE) + len(TOKENS) + len(CODE) + 1
     for path in changed:
         content = path.read_bytes()
-        path.write_bytes(content + b" ")
+        path.write_bytes(content + b"\n0")
         assert key() != before, path
         path.write_bytes(content)
     assert key() == before

@@ -1,6 +1,7 @@
 """A search over params: its file, its trials, and that a kill costs none of them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import optuna
@@ -115,10 +116,11 @@ def here(folder: Path, ranges: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project with a sweep, as far as a study looks at one."""
     (folder / "params.yaml").write_text(COMMITTED.read_text())
     (folder / "dvc.yaml").write_text((COMMITTED.parent / "dvc.yaml").read_text())
+    for name in ("simple_llama", "stages"):
+        shutil.copytree(COMMITTED.parent / name, folder / name)
     (folder / "sweep.yaml").write_text(ranges)
-    for name in ("data/raw/demo_sft.json", "stages/train.py"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text("[]")
+    (folder / "data/raw").mkdir(parents=True)
+    (folder / "data/raw/demo_sft.json").write_text("[]")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(study_module, "main_root", lambda: folder)
 

@@ -10,8 +10,8 @@ from simple_llama.files import write_json
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.model.weights import weight_files
-from simple_llama.outs import check_outside_outs
 from simple_llama.params import EvaluateParams, Params
+from simple_llama.pipeline import check_outside_outs
 
 
 def evaluate_file(model: str, prompt_format: str, data: str, out: str | None, device: str) -> str:

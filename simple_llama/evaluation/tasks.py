@@ -14,8 +14,8 @@ from simple_llama.model.config import MLA
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import load_config
 from simple_llama.model.weights import is_pth
-from simple_llama.outs import check_outside_outs
 from simple_llama.params import BaseParams, Params, TrackingParams
+from simple_llama.pipeline import check_outside_outs
 from simple_llama.training.tuning import MODEL
 
 RUN = Path("models/run.json")

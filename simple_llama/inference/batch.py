@@ -17,7 +17,7 @@ from simple_llama.inference.replies import Replier, Settings, checked_text, load
 from simple_llama.inference.requests import Request, read_requests, read_tool_file, with_tools
 from simple_llama.inference.terminal import printable
 from simple_llama.model.generation import generate
-from simple_llama.outs import check_outside_outs
+from simple_llama.pipeline import check_outside_outs
 
 BATCHES_AHEAD = 16
 """So many batches of prompts are read at once and sorted by length, so that little is padding."""

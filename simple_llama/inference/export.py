@@ -7,7 +7,7 @@ import torch
 from simple_llama.errors import InputError
 from simple_llama.inference.portable_template import make_portable
 from simple_llama.model.folder import load_model, save_model
-from simple_llama.outs import check_outside_outs
+from simple_llama.pipeline import check_outside_outs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_llama.errors import InputError
-from simple_llama.files import digest_tree
 from simple_llama.params import Params
+from simple_llama.pipeline import CODE, dep_digest, dep_path, read_stages
 from simple_llama.process import main_root
-from simple_llama.strict_yaml import read_mapping
 from simple_llama.sweep.picture import draw
 from simple_llama.sweep.ranges import Ranges
 from simple_llama.sweep.trial import Failed, Stopped, run_trial
@@ -102,18 +101,18 @@ def _check_same(study: "optuna.Study", ranges: Ranges, params: Params, path: Pat
 def _all_else(ranges: Ranges, params: Params) -> dict[str, str]:
     """What a trial's result depends on beside the ranges, by dvc.yaml: params as they are, the
     digests of what stages read and no stage writes."""
-    stages = read_mapping("dvc.yaml")["stages"].values()
-    written = {out for stage in stages for out in map(str, stage.get("outs", []))}
-    found: dict[str, str] = {}
+    stages = [stage for stage in read_stages().values() if CODE not in stage.outs]
+    written = [out for stage in stages for out in stage.outs]
+    values, found = params.values, dict[str, str]()
     for stage in stages:
-        for name in stage.get("params", []):
-            if name not in ranges.params:
-                found[name] = str(params.values[name])
-        for dep in stage["deps"]:
-            place = params.values[dep[2:-1]] if dep.startswith("${") else dep
-            if dep not in found and place not in written and Path(place).exists():
-                found[dep] = digest_tree(Path(place))
-    return {name: value for name, value in found.items() if not name.startswith("reports/")}
+        found |= {name: str(values[name]) for name in stage.params if name not in ranges.params}
+        for dep in {*stage.deps} - {*found}:
+            path = dep_path(dep, values)
+            if path.parent == CODE or (
+                path.exists() and not any(path.is_relative_to(out) for out in written)
+            ):
+                found[dep] = dep_digest(dep, values)
+    return found
 
 
 def _enqueue_the_killed(study: "optuna.Study") -> None:

@@ -9,14 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from simple_llama.files import digest_tree
 from simple_llama.params import Params
-from simple_llama.strict_yaml import read_mapping
+from simple_llama.pipeline import dep_digest, read_stages
 
 BASE, TOKENS = "${model_path}", "data/tokens"
 """Two of the deps, as dvc.yaml writes them."""
@@ -39,12 +37,10 @@ class TrainingInputs:
     def read(cls, params: Params, machine: Mapping[str, str]) -> "TrainingInputs":
         """Of the project in the current folder. Raises InputError, or OSError where one is
         missing."""
-        stage = read_mapping("dvc.yaml")["stages"]["train"]
-        values = params.values
-        paths = {dep: values[dep[2:-1]] if dep.startswith("${") else dep for dep in stage["deps"]}
+        stage, values = read_stages()["train"], params.values
         return cls(
-            params={name: values[name] for name in stage["params"] if name not in OUTSIDE},
-            files={dep: digest_tree(Path(path)) for dep, path in paths.items()},
+            params={name: values[name] for name in stage.params if name not in OUTSIDE},
+            files={dep: dep_digest(dep, values) for dep in stage.deps},
             machine=dict(machine),
             torch=torch.__version__,
         )
