@@ -18,7 +18,7 @@ from benchmarks import results, workload
 from simple_llama.model.folder import save_model
 from simple_llama.params import Params, TrainParams
 from simple_llama.training.optimizer import AdamW
-from simple_llama.training.resume import SHARE, ResumeFolder
+from simple_llama.training.resume import MAX_SAVING_SHARE, ResumeFolder
 from tests.project import Project
 
 STAGES = ("prepare", "tokenize", "baseline", "train", "evaluate")
@@ -27,10 +27,10 @@ REPEATS = 5
 FIRST_STEP = """
 from simple_llama.training.recorder import Recorder
 
-def stepped(self, record):
+def on_optimizer_step(self, record):
     raise SystemExit
 
-Recorder.stepped = stepped
+Recorder.on_optimizer_step = on_optimizer_step
 import stages.train
 stages.train.main()
 """
@@ -62,7 +62,7 @@ def writing(folder: Path) -> None:
     """Of the benchmarks' model of 9.0M parameters, and of AdamW's state of it."""
     model = workload.new_model(0.0)
     optimizer = AdamW(model, Params().section(TrainParams))
-    optimizer.make_state()
+    optimizer.init_state()
     tensors = {name: weight.detach() for name, weight in model.named_parameters()}
     size = sum(tensor.nbytes for tensor in tensors.values())
     row(
@@ -78,7 +78,7 @@ def writing(folder: Path) -> None:
     row(
         "writing its resume state",
         lambda: resume.save(tensors, {}, step=1, best=0),
-        f"{size / 1e6:.0f} MB, SHA-256 and fsync; at most {SHARE:.0%} of a training",
+        f"{size / 1e6:.0f} MB, SHA-256 and fsync; at most {MAX_SAVING_SHARE:.0%} of a training",
     )
 
 

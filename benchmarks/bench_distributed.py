@@ -21,7 +21,12 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.params import Params, TrainParams
-from simple_llama.training.distributed import ALONE, Averager, Ranks, group
+from simple_llama.training.distributed import (
+    SINGLE_PROCESS,
+    GradientAverager,
+    Ranks,
+    init_process_group,
+)
 from simple_llama.training.loss import summed_loss
 from simple_llama.training.optimizer import AdamW
 from simple_llama.training.preflight import peak_memory
@@ -33,11 +38,11 @@ EXAMPLES, LENGTH, STEPS = 4, 256, 2
 
 def steps(ranks: Ranks, base: Path, recompute: bool) -> float:
     """Seconds per step."""
-    model = load_model(base, sharded=ranks.in_step)
-    model.recompute_blocks = recompute
+    model = load_model(base, sharded=ranks.sharded)
+    model.checkpoint_blocks = recompute
     optimizer = AdamW(model, Params().section(TrainParams))
-    averager = Averager(model, ranks)
-    ids = np.random.default_rng(ranks.number).integers(0, CONFIG.vocab_size, (EXAMPLES, LENGTH))
+    averager = GradientAverager(model, ranks)
+    ids = np.random.default_rng(ranks.rank).integers(0, CONFIG.vocab_size, (EXAMPLES, LENGTH))
     tokens = Tokens.from_examples([(row, np.ones(LENGTH)) for row in ids])
     batch = collate(tokens, np.arange(EXAMPLES), 0, None)
     started = 0.0
@@ -55,10 +60,10 @@ def steps(ranks: Ranks, base: Path, recompute: bool) -> float:
 def process(rank: int, of: int, sharded: bool, recompute: bool, folder: Path, out: Any) -> None:
     torch.set_num_threads(1)
     if of == 1:
-        seconds = steps(ALONE, folder / "base", recompute)
+        seconds = steps(SINGLE_PROCESS, folder / "base", recompute)
     else:
         url = f"file://{folder}/store-{sharded}?rank={rank}&world_size={of}"
-        with group("cpu", sharded=sharded, url=url) as ranks:
+        with init_process_group("cpu", sharded=sharded, url=url) as ranks:
             seconds = steps(ranks, folder / "base", recompute)
     out.put((peak_memory(torch.device("cpu")), seconds))
 
@@ -86,7 +91,7 @@ def main() -> None:
     with section("Several processes", command), tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model = Decoder(CONFIG)
-        model.initialise(0)
+        model.init_weights(0)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters", flush=True)
         save_model(model, folder / "base")
         measure("1 process", 1, folder)

@@ -20,7 +20,7 @@ from benchmarks.results import section
 from benchmarks.workload import STEP_EXAMPLES
 from simple_llama.data.batches import micro_batches
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast, describe, pick_device
+from simple_llama.model.device import autocast, describe_device, pick_device
 from simple_llama.model.generation import generate
 from simple_llama.training.loss import score, summed_loss
 
@@ -44,7 +44,7 @@ def main() -> None:
     with section("Evaluation", " ".join(["python -m benchmarks.bench_evaluation", *sys.argv[1:]])):
         print(
             f"{size / 1e6:.1f}M parameters, {arguments.rounds} rounds, "
-            f"{describe(device, 'auto')}, torch {torch.__version__}\n"
+            f"{describe_device(device, 'auto')}, torch {torch.__version__}\n"
         )
         report_validation(model, device, arguments.rounds)
         report_generation(model.eval(), device, arguments)
@@ -57,13 +57,15 @@ def report_validation(model: Decoder, device: torch.device, rounds: int) -> None
     budget, pad_id = MICRO_BATCH_TOKENS, workload.PAD_ID
 
     def validation() -> None:
-        score(model, tokens, examples, budget=budget, pad_id=pad_id, precision="auto")
+        score(model, tokens, examples, max_tokens=budget, pad_id=pad_id, precision="auto")
 
     def training_forward() -> None:
         packing = device.type == "cpu"  # as packing: auto has it
         for begin in range(0, len(examples), STEP_EXAMPLES):
             step = examples[begin : begin + STEP_EXAMPLES]
-            for batch in micro_batches(tokens, step, budget=budget, pad_id=pad_id, packing=packing):
+            for batch in micro_batches(
+                tokens, step, max_tokens=budget, pad_id=pad_id, packing=packing
+            ):
                 with autocast(device, "auto"):
                     summed_loss(model, batch.to(device))
 

@@ -22,13 +22,13 @@ from benchmarks.results import section
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import describe, pick_device
+from simple_llama.model.device import describe_device, pick_device
 from simple_llama.params import Params, TrainParams
+from simple_llama.training.fine_tuning import fine_tuning_method
 from simple_llama.training.loop import train
-from simple_llama.training.observer import StepRecord, TrainingData
-from simple_llama.training.optimizer import trained
+from simple_llama.training.optimizer import trainable_parameters
 from simple_llama.training.preflight import peak_memory
-from simple_llama.training.tuning import tuning_of
+from simple_llama.training.state import StepRecord, TrainingData
 
 VOCABULARY = 8192
 TOKENS = 128
@@ -47,7 +47,7 @@ class Clock:
         self.processor: list[float] = []
         self.before = time.process_time()
 
-    def stepped(self, record: StepRecord) -> None:
+    def on_optimizer_step(self, record: StepRecord) -> None:
         now = time.process_time()
         self.seconds.append(record.seconds)
         self.processor.append(now - self.before)
@@ -99,12 +99,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     model = random_model(arguments.width, arguments.layers).to(device)
     size = sum(parameter.numel() for parameter in model.parameters())
-    tuning_of(settings, "random", Path("none")).prepare(model, settings)
+    fine_tuning_method(settings, "random", Path("none")).prepare(model, settings)
     clock = Clock()
     train(model, random_data(), settings, clock)
-    weights = sum(parameter.numel() for parameter in trained(model).values())
+    weights = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     return {
-        "on": describe(device, settings.precision),
+        "on": describe_device(device, settings.precision),
         "parameters": size,
         "trained": weights,
         "seconds": statistics.median(clock.seconds[WARMUP:]),
@@ -130,7 +130,7 @@ def random_model(width: int, layers: int) -> Decoder:
         mlp_bias=False,
     )
     model = Decoder(config)
-    model.initialise(0)
+    model.init_weights(0)
     for parameter in model.parameters():
         parameter.data.copy_(parameter.data.bfloat16())
     return model

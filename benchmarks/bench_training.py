@@ -25,9 +25,9 @@ from benchmarks.workload import SHAPE, STEP_EXAMPLES, Step
 from simple_llama.model.config import ModelConfig
 from simple_llama.params import Params, TrainParams
 from simple_llama.training import preflight
-from simple_llama.training.distributed import ALONE
+from simple_llama.training.distributed import SINGLE_PROCESS
 from simple_llama.training.loop import Trainer
-from simple_llama.training.observer import StepRecord, TrainingData
+from simple_llama.training.state import StepRecord, TrainingData
 
 WARM_UP = 1
 """Steps of each turn that are not counted."""
@@ -94,7 +94,7 @@ class Listener:
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def stepped(self, record: StepRecord) -> None:
+    def on_optimizer_step(self, record: StepRecord) -> None:
         self.steps.append(Step(record.tokens, record.seconds, record.loss))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -124,9 +124,9 @@ def ours(
     data = TrainingData(train=tokens, val=tokens, pad_id=workload.PAD_ID, stop_ids=[1])
     listener: Any = Listener()
     model = workload.new_model(dropout, shape, device)
-    trainer = Trainer(model, data, params, listener, ALONE)
+    trainer = Trainer(model, data, params, listener, SINGLE_PROCESS)
     if params.enable_compilation is True:
-        trainer.gradients.compile(trainer.plan.at(0))
+        trainer.gradients.compile(trainer.plan.examples_at(0))
     for _ in range(count):
         trainer.step()
     measured: list[Step] = listener.steps

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simple_llama.data.batches import Indices, Plan, supervised_tokens
+from simple_llama.data.batches import Indices, Plan, count_supervised
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.config import ModelConfig
@@ -124,9 +124,13 @@ def finish(device: str) -> None:
 def steps(count: int) -> list[Indices]:
     """The examples of the first steps, the same for every contestant."""
     plan = Plan(
-        examples=len(tokens()), step_examples=STEP_EXAMPLES, seed=89, epochs=1, max_steps=count
+        num_examples=len(tokens()),
+        examples_per_step=STEP_EXAMPLES,
+        seed=89,
+        epochs=1,
+        max_steps=count,
     )
-    return [plan.at(step) for step in range(count)]
+    return [plan.examples_at(step) for step in range(count)]
 
 
 def new_model(dropout: float, shape: ModelConfig = SHAPE, device: str = "cpu") -> Decoder:
@@ -134,7 +138,7 @@ def new_model(dropout: float, shape: ModelConfig = SHAPE, device: str = "cpu") -
     CPU needs longer than a GPU for the whole measurement."""
     if device == "cpu":
         model = Decoder(shape, dropout=dropout)
-        model.initialise(0)
+        model.init_weights(0)
         return model.train()
     with torch.device(device):
         torch.manual_seed(0)
@@ -152,7 +156,7 @@ def flops(examples: Indices, shape: ModelConfig = SHAPE) -> float:
     lengths = tokens().lengths[examples].astype(float)
     with torch.device("meta"):
         blocks = sum(p.numel() for p in Decoder(shape).layers.parameters() if p.ndim == 2)
-    supervised = supervised_tokens(tokens(), examples)
+    supervised = count_supervised(tokens(), examples)
     head = shape.vocab_size * shape.hidden_size
     width = shape.num_attention_heads * shape.head_dim
     attention = 6 * shape.num_hidden_layers * width * float((lengths**2).sum())

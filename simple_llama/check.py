@@ -77,9 +77,12 @@ def _check_base(base: str, params: TokenizeParams, lora_rank: int) -> str:
 
 
 def _device(params: ExecutionParams) -> str:
-    from simple_llama.model.device import describe, pick_device  # torch takes seconds to import
+    from simple_llama.model.device import (  # torch takes seconds to import
+        describe_device,
+        pick_device,
+    )
 
-    return describe(pick_device(params.device), params.precision)
+    return describe_device(pick_device(params.device), params.precision)
 
 
 def _store() -> str:

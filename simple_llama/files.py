@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from simple_llama.errors import InputError
 
-STAND_IN_BYTES = 256
+HEAD_BYTES = 256
 """Of a file's start, that show whether something else was saved under its name."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a pointer file begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
@@ -85,7 +85,7 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write(f"{text}\n".encode())
 
 
-def stand_in(head: bytes) -> str | None:
+def describe_placeholder(head: bytes) -> str | None:
     """What a file of another kind is that begins so: nothing, or what was saved in its place and
     how to get the file itself, for a message."""
     if not head:
@@ -97,10 +97,10 @@ def stand_in(head: bytes) -> str | None:
     return None
 
 
-def head(path: str | Path) -> bytes:
-    """A file's first bytes, for stand_in."""
+def read_head(path: str | Path) -> bytes:
+    """A file's first bytes, for describe_placeholder."""
     with open(path, "rb") as file:
-        return file.read(STAND_IN_BYTES)
+        return file.read(HEAD_BYTES)
 
 
 def read_json(path: str | Path) -> Any:
@@ -111,7 +111,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
-        found = stand_in(content[:STAND_IN_BYTES]) or error
+        found = describe_placeholder(content[:HEAD_BYTES]) or error
         raise InputError(f"{path}: not JSON: {found}") from None
 
 

@@ -27,10 +27,10 @@ from simple_llama.model.device import pick_device, uses_bf16
 from simple_llama.model.folder import load_config
 from simple_llama.model.lora import add_adapters
 from simple_llama.params import BaseParams, Params, PrepareParams, TokenizeParams, TrainParams
+from simple_llama.training.fine_tuning import MODEL, LoraFineTuning
 from simple_llama.training.loop import plan_training
-from simple_llama.training.moments import KINDS
-from simple_llama.training.optimizer import trained
-from simple_llama.training.tuning import MODEL, Adapters
+from simple_llama.training.moments import MOMENTS
+from simple_llama.training.optimizer import trainable_parameters
 
 ROWS = 20_000
 """Of the data at most: some seconds."""
@@ -111,7 +111,7 @@ def _counts(data: _Data, params: Params) -> Iterator[str]:
     settings = params.section(TrainParams)
     plan = plan_training(len(data.train), settings)
     least = "" if data.whole else "at least "
-    used = data.train.lengths[: plan.examples]
+    used = data.train.lengths[: plan.num_examples]
     yield (
         f"data: {least}{len(data.train):,} examples to train on, {len(data.val):,} to validate; "
         f"{int(np.median(data.train.lengths)):,} tokens each in the middle, "
@@ -122,8 +122,8 @@ def _counts(data: _Data, params: Params) -> Iterator[str]:
     share = np.count_nonzero(data.train.mask) / len(data.train.mask)
     epochs = plan.steps / plan.steps_per_epoch
     yield (
-        f"training: {least}{plan.steps:,} steps of {settings.step_examples:,} examples, "
-        f"{epochs:.3g} epochs of {plan.examples:,} examples and {int(used.sum()):,} tokens, "
+        f"training: {least}{plan.steps:,} steps of {settings.examples_per_step:,} examples, "
+        f"{epochs:.3g} epochs of {plan.num_examples:,} examples and {int(used.sum()):,} tokens, "
         f"{share:.0%} of them supervised (supervise: {params.section(TokenizeParams).supervise})"
     )
 
@@ -137,12 +137,12 @@ def _cost(data: _Data, params: Params) -> Iterator[str]:
         model = Decoder(config)
     size = sum(parameter.numel() for parameter in model.parameters())
     if settings.lora_rank:
-        add_adapters(model, Adapters(settings, base, Path()).lora, seed=0)
+        add_adapters(model, LoraFineTuning(settings, base, Path()).lora, seed=0)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    learned = sum(parameter.numel() for parameter in trained(model).values())
+    learned = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     # the weights; of what is trained gradients and AdamW's two moments
     held = 2 if settings.weights == "bf16" else 4
-    moments = 2 * KINDS[settings.optimizer_state].bytes_each
+    moments = 2 * MOMENTS[settings.optimizer_state].bytes_per_element
     memory = int(4 * (weights - learned) + (2 * held + moments) * learned)
     yield (
         f"memory: {_memory(memory)} for {weights / 1e6:,.3g}M weights, of which "
@@ -153,7 +153,7 @@ def _cost(data: _Data, params: Params) -> Iterator[str]:
     epochs = plan.steps / plan.steps_per_epoch
     passes = 3 if learned == weights else 2
     passes += settings.activation_checkpointing == "blocks"
-    tokens = passes * epochs * int(data.train.lengths[: plan.examples].sum())
+    tokens = passes * epochs * int(data.train.lengths[: plan.num_examples].sum())
     tokens += max(1.0, epochs) * int(data.val.lengths.sum())  # validated at epoch ends
     speed = _products(device, config.hidden_size, config.intermediate_size, settings)
     seconds = 2 * size * tokens / (SHARE_OF_PEAK * speed)

@@ -203,7 +203,7 @@ class TrainParams(ExecutionParams):
         return tuple(sorted({name for name in re.split(r"[+,\s]+", self.lora_targets) if name}))
 
     @property
-    def step_examples(self) -> int:
+    def examples_per_step(self) -> int:
         """Examples of one full optimizer step."""
         return self.batch_size * self.grad_accum_steps
 

@@ -20,7 +20,7 @@ from simple_llama.errors import InputError
 
 LOCKS = ".locks"
 """Folder of the lock files, under the main root."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What flock says on a file system without locks: some of NFS, Lustre and FUSE."""
 CLAIM_INTERVAL = 0.5
 """Seconds between two tries to get a device."""
@@ -64,7 +64,7 @@ def flock(file: IO[str], operation: int) -> None:
     try:
         fcntl.flock(file, operation)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCK_ERRNOS:
             raise
         raise InputError(
             f"{file.name}: this file system has no locks ({error.strerror}), which keep trainings, "
@@ -85,11 +85,11 @@ def file_lock(path: Path, purpose: str | None = None) -> Iterator[None]:
             flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if purpose is not None:
-                warn(f"{purpose}: waiting for {_holder(path)} ({path})", "note")
+                warn(f"{purpose}: waiting for {_read_holder(path)} ({path})", "note")
             flock(file, fcntl.LOCK_EX)
             if purpose is not None:
                 warn(f"{purpose}: it is free now, going on", "note")
-        _sign(path)
+        _write_holder(path)
         yield
 
 
@@ -98,11 +98,11 @@ def try_lock(path: Path) -> Iterator[bool]:
     """Hold the lock `path` if nobody else does; gives whether it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        yield _lock([file], 1) is not None
+        yield _lock_free([file], 1) is not None
 
 
 @contextmanager
-def claim(
+def claim_locks(
     names: Sequence[str | None], *, count: int = 1, share: bool = False
 ) -> Iterator[list[int]]:
     """Hold the first `count` free ones of the devices with these lock names, all or none; gives
@@ -118,23 +118,23 @@ def claim(
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(path, "a", encoding="utf-8")) for path in paths]
-        free = _lock(files, count)
+        free = _lock_free(files, count)
         if free is None and share:
             yield [(os.getpid() + i) % len(names) for i in range(count)]
             return
         if free is None:
-            holders = "; ".join(_holder(path) for path in paths)
+            holders = "; ".join(_read_holder(path) for path in paths)
             what = "a free device" if count == 1 else f"{count} free devices"
             warn(f"waiting for {what} ({', '.join(map(str, names))}): {holders}", "note")
         while free is None:
             time.sleep(CLAIM_INTERVAL)
-            free = _lock(files, count)
+            free = _lock_free(files, count)
         for place in free:
-            _sign(paths[place])
+            _write_holder(paths[place])
         yield free
 
 
-def _lock(files: Sequence[IO[str]], count: int) -> list[int] | None:
+def _lock_free(files: Sequence[IO[str]], count: int) -> list[int] | None:
     """The places of the first `count` that nobody holds, now locked; None: there are fewer."""
     held: list[int] = []
     for place, file in enumerate(files):
@@ -149,20 +149,20 @@ def _lock(files: Sequence[IO[str]], count: int) -> list[int] | None:
     return None
 
 
-def _sign(path: Path) -> None:
+def _write_holder(path: Path) -> None:
     """Say in a lock file who holds it; the lock itself does not depend on it."""
     with contextlib.suppress(OSError):
         path.write_text(f"process {os.getpid()} in {Path.cwd()}\n", encoding="utf-8")
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()[:300] or "another process"
     except OSError:
         return "another process"
 
 
-def process_start(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """When a process began, exactly and without a clock; None: it is gone.
 
     Process ids are reused, a pair of id and start is not.
@@ -182,7 +182,7 @@ def process_start(pid: int) -> str | None:
         return None
 
 
-def dvc_ancestor() -> int | None:
+def dvc_process_id() -> int | None:
     """The process id of the DVC command that runs this stage; None: nobody's.
 
     DVC starts a shell, which starts the stage: DVC is found by its name among the ancestors.
@@ -202,7 +202,7 @@ def dvc_ancestor() -> int | None:
 
 
 @contextmanager
-def ends_with(pid: int | None, name: str = "dvc") -> Iterator[None]:
+def terminate_with(pid: int | None, name: str = "dvc") -> Iterator[None]:
     """Within the block, send this process SIGTERM when process `pid` is gone.
 
     A killed DVC leaves its stage running, and the next `dvc repro` would start another beside it.
@@ -210,17 +210,17 @@ def ends_with(pid: int | None, name: str = "dvc") -> Iterator[None]:
     if pid is None:
         yield
         return
-    started = process_start(pid)
+    started = process_start_time(pid)
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(WATCH_INTERVAL):
-            if process_start(pid) != started:
+            if process_start_time(pid) != started:
                 warn(f"{name} (process {pid}) is gone, so this stage ends")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    threading.Thread(target=watch, name="ends_with", daemon=True).start()
+    threading.Thread(target=watch, name="terminate_with", daemon=True).start()
     try:
         yield
     finally:

@@ -8,13 +8,13 @@ from simple_llama.evaluation.baseline import score_base, write_baseline
 from simple_llama.evaluation.subject import Subject
 from simple_llama.params import BaseParams, EvaluateParams, Params, ProcessParams
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.launch import on_devices
+from simple_llama.training.launch import run_on_devices
 
 
 def main() -> None:
     with one_line_errors():
         params = Params()
-        on_devices(
+        run_on_devices(
             "stages.baseline",
             params.section(EvaluateParams),
             lambda device, ranks: baseline_on(device, ranks, params),
@@ -27,7 +27,7 @@ def baseline_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     params = all_params.section(EvaluateParams)
     base = all_params.section(BaseParams).model_path
     evaluation = score_base(base, Subject.read(params), device, ranks, params)
-    if ranks.leads:
+    if ranks.is_main:
         write_baseline(evaluation)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from simple_llama import tracking
-from simple_llama.data.batches import split_reply
+from simple_llama.data.batches import split_prompt_and_reply
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import one_line_errors
 from simple_llama.evaluation.baseline import read_baseline, score_tuned
@@ -29,8 +29,8 @@ from simple_llama.params import (
 )
 from simple_llama.process import main_root
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.launch import on_devices
-from simple_llama.training.resume import forget
+from simple_llama.training.launch import run_on_devices
+from simple_llama.training.resume import remove_published
 
 MODEL = "models/sft"
 SAMPLES = Path("models/samples.jsonl")
@@ -42,7 +42,7 @@ WORST_SHOWN = 20
 def main() -> None:
     with one_line_errors():
         params = Params()
-        on_devices(
+        run_on_devices(
             "stages.evaluate",
             params.section(EvaluateParams),
             lambda device, ranks: evaluate_on(device, ranks, params),
@@ -54,21 +54,21 @@ def evaluate_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     """Score the tuned model on this device, together with all ranks, and report."""
     params = all_params.section(EvaluateParams)
     subject = Subject.read(params)
-    if not ranks.leads:
+    if not ranks.is_main:
         score_tuned(MODEL, subject, device, ranks, params)
         return
     base = read_baseline(subject)
     training_params = without(all_params, EvaluateParams)
     settings = {k: v for k, v in all_params.values.items() if k not in training_params}
     trained = read_json("models/run.json")["run_id"]
-    forget(main_root(), trained)
+    remove_published(main_root(), trained)
     with tracking.evaluation_run(
         all_params.section(TrackingParams),
         trained,
         params=settings,
         training_params=training_params,
     ) as run:
-        with ranks.failing_together():
+        with ranks.propagate_errors():
             tuned = score_tuned(MODEL, subject, device, ranks, params)
         result = summarise(tuned, base, subject.categories, subject.sentence)
         samples = compare(subject, base, tuned)
@@ -83,7 +83,7 @@ def compare(subject: Subject, base: Evaluation, tuned: Evaluation) -> list[dict[
     return [
         {
             "category": subject.categories[example],
-            "prompt": tokenizer.decode(split_reply(tokens, example)[0]),
+            "prompt": tokenizer.decode(split_prompt_and_reply(tokens, example)[0]),
             "reference": reference(tokens, tokenizer, example),
             "base": base.replies[example],
             "tuned": tuned.replies[example],

@@ -17,7 +17,7 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError, one_line_errors
 from simple_llama.files import digest_tree, write_json
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import describe, environment
+from simple_llama.model.device import describe_device, numeric_environment
 from simple_llama.model.folder import check_fits, check_token_rows, load_model
 from simple_llama.params import (
     BaseParams,
@@ -31,18 +31,18 @@ from simple_llama.params import (
 )
 from simple_llama.process import LOCKS, file_lock, main_root
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.follower import Follower
-from simple_llama.training.inputs import BASE, TOKENS, TrainingInputs
-from simple_llama.training.launch import on_devices
+from simple_llama.training.fine_tuning import ADAPTER, MODEL, fine_tuning_method
+from simple_llama.training.inputs import BASE_DEP, TOKENS_DEP, TrainingInputs
+from simple_llama.training.launch import run_on_devices
 from simple_llama.training.loop import plan_training, report, train
-from simple_llama.training.observer import Diverged, Snapshot, TrainingData, TrainResult
-from simple_llama.training.optimizer import trained
-from simple_llama.training.recorder import Recorder, keep_for_inspection, load_state
-from simple_llama.training.resume import RESUME, ResumeFolder, Start, key_lock
-from simple_llama.training.stored import write_tensors
-from simple_llama.training.tuning import ADAPTER, MODEL, tuning_of
+from simple_llama.training.non_main import NonMainCallback
+from simple_llama.training.optimizer import trainable_parameters
+from simple_llama.training.recorder import Recorder, load_resume_state, save_diverged
+from simple_llama.training.resume import RESUME, ResumeFolder, TrainingStart, key_lock
+from simple_llama.training.snapshot_files import write_tensors
+from simple_llama.training.state import Diverged, Snapshot, TrainingData, TrainResult
 
-TOKENIZER = Path(TOKENS, "tokenizer")
+TOKENIZER = Path(TOKENS_DEP, "tokenizer")
 CURVES = Path("reports/curves")
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     with one_line_errors():
         params = Params()
         train_params = params.section(TrainParams)
-        on_devices(
+        run_on_devices(
             "stages.train",
             train_params,
             lambda device, ranks: train_on(device, ranks, params),
@@ -61,7 +61,7 @@ def main() -> None:
 
 def train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     """Train on this device, from the resume state on where there is one, and publish."""
-    with _alone_in_this_folder() if ranks.leads else contextlib.nullcontext():
+    with _alone_in_this_folder() if ranks.is_main else contextlib.nullcontext():
         _train_on(device, ranks, all_params)
 
 
@@ -70,38 +70,38 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     base = all_params.section(BaseParams).model_path
     tokenizer = ChatTokenizer.from_folder(TOKENIZER)
     data = TrainingData(
-        train=Tokens.read(Path(TOKENS, "train.safetensors")),
-        val=Tokens.read(Path(TOKENS, "val.safetensors")),
+        train=Tokens.read(Path(TOKENS_DEP, "train.safetensors")),
+        val=Tokens.read(Path(TOKENS_DEP, "val.safetensors")),
         pad_id=tokenizer.pad_id,
         stop_ids=tokenizer.for_model(base).stop_ids,
     )
     _check_plan(len(data.train), params, ranks)
     model = _base_model(base, tokenizer, params, device, ranks)
-    tuning = tuning_of(params, base, TOKENIZER)
+    tuning = fine_tuning_method(params, base, TOKENIZER)
     tuning.prepare(model, params)
     name = _name(base, model)
-    several = f", {ranks.of} ranks, shard: {params.shard}" if ranks.of > 1 else ""
-    print(f"{name} on {describe(device, params.precision)}{several}", flush=True)
-    machine = environment(device, params.precision)
+    several = f", {ranks.world_size} ranks, shard: {params.shard}" if ranks.world_size > 1 else ""
+    print(f"{name} on {describe_device(device, params.precision)}{several}", flush=True)
+    machine = numeric_environment(device, params.precision)
     inputs = TrainingInputs.read(all_params, machine)
     key = _agreed_key(inputs, ranks)
-    if not ranks.leads:
+    if not ranks.is_main:
         _follow(model, data, params, ranks)
         return
     with file_lock(key_lock(main_root(), key), "another run of this training"):
         interval = all_params.section(ProcessParams).resume_interval
         folder = ResumeFolder(main_root() / RESUME / key, interval, ranks)
-        state = load_state(folder)
-        snapshot = ranks.told(state.snapshot if state else None)
+        state = load_resume_state(folder)
+        snapshot = ranks.broadcast(state.snapshot if state else None)
         source = all_params.section(PrepareParams).ft_json_path
         data_digest = digest_tree(Path(source))
-        new = Start(
+        new = TrainingStart(
             run=dataclasses.asdict(tracking.Identity.new()),
-            ranks=ranks.of,
+            ranks=ranks.world_size,
             threads=torch.get_num_threads(),
         )
-        start = folder.started(new)
-        torch.set_num_threads(ranks.told(start.threads))
+        start = folder.load_or_save_start(new)
+        torch.set_num_threads(ranks.broadcast(start.threads))
         tracked = without(all_params, EvaluateParams)
         if start is not new:  # the run holds it, and as many ranks may now be on other machines
             del tracked["num_devices"]
@@ -111,25 +111,25 @@ def _train_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:
             tags={
                 **machine,
                 "torch_threads": str(start.threads),
-                "ranks": str(ranks.of),
+                "ranks": str(ranks.world_size),
                 "digest.data": data_digest,
-                "digest.tokens": inputs.files[TOKENS],
-                "digest.base_model": inputs.files[BASE],
+                "digest.tokens": inputs.files[TOKENS_DEP],
+                "digest.base_model": inputs.files[BASE_DEP],
             },
             dataset=_dataset(source, data_digest, data),
             identity=tracking.Identity(**start.run),
         ) as run:
             recorder = Recorder(tokenizer, tuning.save, run, folder, params.ckpt_epochs, state)
             try:
-                with ranks.failing_together():
+                with ranks.propagate_errors():
                     result = train(model, data, params, recorder, snapshot, ranks)
             except Diverged as error:
-                recorder.send()
-                kept = keep_for_inspection(error, data, folder)
+                recorder.send_metrics()
+                kept = save_diverged(error, data, folder)
                 run.log_file(kept / "diverged.json", "diverged")
                 raise InputError(f"{error}; kept for inspection: {kept}") from None
             except (KeyboardInterrupt, SystemExit):
-                recorder.stopped()
+                recorder.report_interruption()
                 raise
             finally:
                 recorder.close()
@@ -152,28 +152,28 @@ def _base_model(
         dropout=params.dropout,
         fused=params.use_flash_attention,
         vocab_size=tokenizer.vocab_size,
-        known=tokenizer.base_vocab_size,
-        control=tokenizer.control_ids.values(),
-        sharded=ranks.in_step,
+        trained_vocab_size=tokenizer.base_vocab_size,
+        control_ids=tokenizer.control_ids.values(),
+        sharded=ranks.sharded,
     )
 
 
 def _check_plan(examples: int, params: TrainParams, ranks: Ranks) -> None:
     """What cannot be trained opens no run; a shortened warmup is said."""
     steps, warmup = plan_training(examples, params).steps, params.warmup_iterations
-    if ranks.leads and steps < warmup:
+    if ranks.is_main and steps < warmup:
         print(f"note: the warmup is shortened from {warmup} steps to the {steps} of this training")
 
 
 def _name(base: str, model: Decoder) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
-    share = sum(parameter.numel() for parameter in trained(model).values()) / size
+    share = sum(parameter.numel() for parameter in trainable_parameters(model).values()) / size
     of_them = f", {share:.2%} of them trained" if share < 1 else ""
     return f"{base} ({size / 1e6:.1f}M parameters{of_them})"
 
 
 def _agreed_key(inputs: TrainingInputs, ranks: Ranks) -> str:
-    if len(set(ranks.gathered(inputs.key))) > 1:
+    if len(set(ranks.all_gather(inputs.key))) > 1:
         raise InputError(
             "the machines of this training differ in params, data, base model, code or kind of "
             "device, wanted the same on all"
@@ -183,12 +183,12 @@ def _agreed_key(inputs: TrainingInputs, ranks: Ranks) -> str:
 
 def _follow(model: Decoder, data: TrainingData, params: TrainParams, ranks: Ranks) -> None:
     """Train with the others, on a rank that neither speaks nor publishes."""
-    snapshot: Snapshot | None = ranks.told(None)
-    torch.set_num_threads(ranks.told(0))
+    snapshot: Snapshot | None = ranks.broadcast(None)
+    torch.set_num_threads(ranks.broadcast(0))
     try:
-        train(model, data, params, Follower(ranks, params.ckpt_epochs), snapshot, ranks)
+        train(model, data, params, NonMainCallback(ranks, params.ckpt_epochs), snapshot, ranks)
     except Diverged as error:
-        write_tensors(error.snapshot.tensors, ranks.told(Path()), ranks)
+        write_tensors(error.snapshot.tensors, ranks.broadcast(Path()), ranks)
         raise
 
 
@@ -243,7 +243,7 @@ def _publish(
         f"{base} fine-tuned on {params.values['ft_json_path']}, {result.steps:,} steps.  \n"
         f"Best validation loss {result.best_val_loss:.4f} at step {result.best_step:,}."
     )
-    recorder.folder.published(run.id)
+    recorder.folder.mark_published(run.id)
     print(
         f"best validation loss {result.best_val_loss:.4f} at step {result.best_step:,}; "
         f"the model is {MODEL}/"

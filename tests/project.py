@@ -98,7 +98,7 @@ class Project:
             mlp_bias=False,
         )
         model = Decoder(config)
-        model.initialise(0)
+        model.init_weights(0)
         save_model(model, folder, self.root / "tokenizer")
         shutil.rmtree(self.root / "tokenizer")
 

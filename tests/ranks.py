@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from simple_llama.training.distributed import group
+from simple_llama.training.distributed import init_process_group
 
 
 def together(
@@ -48,5 +48,5 @@ def _rank(
     url: str, sharded: bool, result: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    with group("cpu", sharded=sharded, url=url) as ranks:
+    with init_process_group("cpu", sharded=sharded, url=url) as ranks:
         torch.save(work(ranks, *arguments), result)

@@ -206,7 +206,7 @@ def test_a_config_is_what_is_read_of_it(tmp_path: Path) -> None:
 def test_loading_takes_the_memory_of_one_copy(tmp_path: Path) -> None:
     wide = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1408}
     model = Decoder(tiny_config(num_hidden_layers=8, head_dim=128, **wide))
-    model.initialise(0)
+    model.init_weights(0)
     save_model(model, tmp_path / "model")
     code = (
         "import re, sys; from simple_llama.model.folder import load_model; "

@@ -13,8 +13,8 @@ import torch
 from simple_llama.data.batches import collate
 from simple_llama.model.compilation import compile_layers
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.lora import LoRA, add_adapters
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.model.lora import LoraConfig, add_adapters
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loss import score, summed_loss
 from tests.ranks import together
 from tests.test_distributed import LATENT, distance, trained
@@ -69,21 +69,21 @@ def test_each_kind_of_layer_is_compiled_once(
     depth: int, recompute: bool, variant: dict[str, Any], backend: Callable[[str], None]
 ) -> None:
     model = Decoder(tiny_config(num_hidden_layers=depth, **variant), dropout=0.1).train()
-    model.initialise(0)
-    model.recompute_blocks = recompute
+    model.init_weights(0)
+    model.checkpoint_blocks = recompute
     compile_layers(model)
     of_many_lengths(model, packing=True)
     assert compiled_graphs() == 1
     of_many_lengths(model, packing=False)
     assert compiled_graphs() == 3, "padded, one row or several"
-    score(model, examples(9), np.arange(9), budget=60, pad_id=PAD, precision="fp32")
+    score(model, examples(9), np.arange(9), max_tokens=60, pad_id=PAD, precision="fp32")
     assert compiled_graphs() == 3, "validation is computed as written"
 
 
 def test_layers_of_two_kinds_are_two_programs(backend: Callable[[str], None]) -> None:
     kinds = {"sliding_window": 9, "sliding_layers": (True, False, False) * 2}
     model = Decoder(tiny_config(model_type="gemma2", num_hidden_layers=6, **kinds)).train()
-    model.initialise(0)
+    model.init_weights(0)
     compile_layers(model)
     of_many_lengths(model, packing=True)
     assert compiled_graphs() == 2
@@ -93,7 +93,9 @@ def test_adapters_add_the_layer_whose_input_has_no_gradient(
     backend: Callable[[str], None],
 ) -> None:
     model = Decoder(tiny_config(num_hidden_layers=6)).train()
-    add_adapters(model, LoRA(rank=2, alpha=4.0, dropout=0.1, targets=("q_proj", "up_proj")), seed=0)
+    add_adapters(
+        model, LoraConfig(rank=2, alpha=4.0, dropout=0.1, targets=("q_proj", "up_proj")), seed=0
+    )
     compile_layers(model)
     of_many_lengths(model, packing=True)
     assert compiled_graphs() == 2
@@ -156,7 +158,7 @@ def compiled_ways(ranks: Ranks) -> dict[str, Any]:
 @pytest.mark.parametrize("sharded", [False, True])
 def test_ranks_compile_too(sharded: bool) -> None:
     """Among them ranks without work, and layers whose weights are gathered around them."""
-    expected = trained(ALONE)
+    expected = trained(SINGLE_PROCESS)
     for rank in together(3, compiled_ways, sharded=sharded):
         assert rank["graphs"] == 1
         assert rank["losses"] == pytest.approx(expected["losses"], abs=1e-5)

@@ -13,16 +13,16 @@ from simple_llama.data.batches import MicroBatch
 from simple_llama.errors import InputError
 from simple_llama.evaluation import metrics
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast, compute_deterministically, is_deterministic
+from simple_llama.model.device import autocast, is_deterministic, use_deterministic_algorithms
 from simple_llama.params import AUTO_TOKENS, EvaluateParams, Params
 from simple_llama.training import gradients, loop, preflight
-from simple_llama.training.console import micro_batches
+from simple_llama.training.console import describe_micro_batches
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.launch import on_devices
+from simple_llama.training.launch import run_on_devices
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
-from simple_llama.training.observer import Snapshot
-from simple_llama.training.preflight import ENOUGH, compilation_pays, fitting_tokens
+from simple_llama.training.preflight import MAX_USEFUL_TOKENS, compilation_pays, fitting_tokens
+from simple_llama.training.state import Snapshot
 from tests.test_model import random_model
 from tests.test_training import COMMITTED, Listener, data, new_model, params, run
 
@@ -33,19 +33,24 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize(
     ("room", "tokens"),
     [
-        (140 * GB, ENOUGH),
-        (80 * GB, ENOUGH),
+        (140 * GB, MAX_USEFUL_TOKENS),
+        (80 * GB, MAX_USEFUL_TOKENS),
         (24 * GB, 2**13),
         (16 * GB, 2**11),
         (8 * GB, 1),  # what is held does not even leave a fifth free
     ],
 )
 def test_tokens_that_fit(room: int, tokens: int) -> None:
-    """10 GB of weights, gradients and moments, and 1 MB a token: SHARE of the room holds them."""
+    """10 GB of weights, gradients, moments; 1 MB a token: MEMORY_SHARE of the room holds them."""
     found = fitting_tokens(2000, peak=12 * GB, held=10 * GB, room=room)
     assert found == tokens
-    assert found in (1, ENOUGH) or 10 * GB + found * 10**6 <= preflight.SHARE * room
-    assert found in (ENOUGH, 1) or 10 * GB + 2 * found * 10**6 > preflight.SHARE * room
+    assert (
+        found in (1, MAX_USEFUL_TOKENS) or 10 * GB + found * 10**6 <= preflight.MEMORY_SHARE * room
+    )
+    assert (
+        found in (MAX_USEFUL_TOKENS, 1)
+        or 10 * GB + 2 * found * 10**6 > preflight.MEMORY_SHARE * room
+    )
 
 
 def test_compilation_has_to_pay() -> None:
@@ -58,7 +63,7 @@ def test_on_a_cpu_auto_is_what_it_was() -> None:
     auto, heard, result = run(params(micro_batch_tokens="auto", enable_compilation="auto"))
     fixed, _, expected = run(params(micro_batch_tokens=2048, enable_compilation=False))
     assert (heard.preflight.micro_batch_tokens, AUTO_TOKENS) == (2048, 2048)
-    assert micro_batches(heard.preflight) == (
+    assert describe_micro_batches(heard.preflight) == (
         "micro-batches of up to 2,048 tokens, packed, not compiled"
     )
     assert result == expected
@@ -69,7 +74,7 @@ def test_on_a_cpu_auto_is_what_it_was() -> None:
 class Keeper(Listener):
     """Keeps the snapshot after a step."""
 
-    def step_ended(self, snapshot: Any, *, epoch_ended: bool) -> None:
+    def on_step_end(self, snapshot: Any, *, epoch_ended: bool) -> None:
         now = snapshot()
         if now.progress.step == 3:
             tensors = {name: tensor.clone() for name, tensor in now.tensors.items()}
@@ -144,7 +149,7 @@ def test_deterministic_decides_nothing_by_measuring(
 @pytest.fixture
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    compute_deterministically()
+    use_deterministic_algorithms()
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -157,7 +162,7 @@ def test_a_stage_is_told_before_it_computes(deterministic: None) -> None:
         seen.append(torch.are_deterministic_algorithms_enabled())
 
     for wanted in (False, True):
-        on_devices("stages.train", params(deterministic=wanted), work, share=True)
+        run_on_devices("stages.train", params(deterministic=wanted), work, share=True)
     assert seen == [False, True]
 
 

@@ -14,21 +14,27 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from simple_llama.data.batches import Rank, collate, cut, even_budget, supervised_tokens
+from simple_llama.data.batches import (
+    Rank,
+    balanced_max_tokens,
+    batch_by_size,
+    collate,
+    count_supervised,
+)
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.evaluation.metrics import Evaluation, evaluate
-from simple_llama.model.config import MLA, LatentShape
+from simple_llama.model.config import MLA, MLAConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
-from simple_llama.model.sharding import gather, local, shard, whole
+from simple_llama.model.sharding import full_tensor, gather_full_tensors, shard, to_local
 from simple_llama.params import EvaluateParams, Params
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
-from simple_llama.training.observer import Snapshot
-from simple_llama.training.stored import read_snapshot, write_tensors
+from simple_llama.training.snapshot_files import read_snapshot, write_tensors
+from simple_llama.training.state import Snapshot
 from tests.conftest import TEXTS
 from tests.ranks import together
 from tests.test_model import random_model, tiny_config
@@ -57,7 +63,7 @@ LATENT = {
     "attention_bias": True,
     "num_key_value_heads": 4,
     "head_dim": 12,
-    "mla": LatentShape(
+    "mla": MLAConfig(
         q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
     ),
 }
@@ -67,8 +73,8 @@ def trained(ranks: Ranks, model: dict[str, Any] | None = None, **changes: Any) -
     """All that one rank sees of a training."""
     settings, listener = dataclasses.replace(SETTINGS, **changes), Listener()
     decoder = Decoder(tiny_config(**(model or {})), dropout=settings.dropout)
-    decoder.initialise(0)
-    if ranks.in_step:
+    decoder.init_weights(0)
+    if ranks.sharded:
         shard(decoder, "cpu")
     train(decoder, data(), settings, listener, ranks=ranks)
     return {
@@ -77,7 +83,7 @@ def trained(ranks: Ranks, model: dict[str, Any] | None = None, **changes: Any) -
         "validations": listener.validations,
         "samples": listener.samples,
         "lowerings": listener.lowerings,
-        "weights": [whole(parameter).detach() for parameter in decoder.parameters()],
+        "weights": [full_tensor(parameter).detach() for parameter in decoder.parameters()],
     }
 
 
@@ -101,7 +107,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> float:
 @pytest.mark.parametrize("of", [2, 4])
 def test_the_number_of_ranks_changes_nothing(of: int, sharded: bool) -> None:
     """The last step of an epoch has two examples: of four ranks, two have nothing to do."""
-    expected = trained(ALONE)
+    expected = trained(SINGLE_PROCESS)
     for rank in together(of, trained, sharded=sharded):
         assert rank["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert rank["norms"] == pytest.approx(expected["norms"], abs=1e-4)
@@ -116,7 +122,7 @@ def test_the_number_of_ranks_changes_nothing(of: int, sharded: bool) -> None:
 def test_ranks_go_with_all_else(sharded: bool) -> None:
     """Tied embeddings, recomputed blocks, latent attention, normed queries and keys; bfloat16
     within its own precision."""
-    expected = in_each_way(ALONE)
+    expected = in_each_way(SINGLE_PROCESS)
     for rank in together(2, in_each_way, sharded=sharded):
         for mine, theirs, most in zip(rank, expected, (1e-5, 1e-5, 1e-5, 2e-2), strict=True):
             assert mine["losses"] == pytest.approx(theirs["losses"], abs=most)
@@ -126,7 +132,7 @@ def kept_and_continued(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """A training with dropout, and one that continues from what it wrote after step 4."""
 
     class Keeper(Listener):
-        def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+        def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
             if snapshot().progress.step == 4:
                 self.progress = copy.copy(snapshot().progress)
                 write_tensors(snapshot().tensors, folder, ranks)
@@ -134,7 +140,7 @@ def kept_and_continued(ranks: Ranks, folder: Path) -> dict[str, Any]:
     settings, keeper, listener = dataclasses.replace(SETTINGS, dropout=0.3), Keeper(), Listener()
     models = [new_model(settings.dropout) for _ in range(2)]
     for model in models:
-        if ranks.in_step:
+        if ranks.sharded:
             shard(model, "cpu")
     train(models[0], data(), settings, keeper, ranks=ranks)
     kept = read_snapshot(keeper.progress, folder, ranks)
@@ -142,7 +148,7 @@ def kept_and_continued(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return {
         "losses": [step.loss for step in keeper.steps],
         "continued": [step.loss for step in listener.steps],
-        "weights": [[local(p).detach() for p in model.parameters()] for model in models],
+        "weights": [[to_local(p).detach() for p in model.parameters()] for model in models],
     }
 
 
@@ -161,10 +167,10 @@ def test_ranks_continue_exactly_from_what_each_wrote(sharded: bool, tmp_path: Pa
 def failing(ranks: Ranks) -> str:
     """What each rank raises when the second fails, while the others wait for it."""
     try:
-        with ranks.failing_together():
-            if ranks.number == 1:
+        with ranks.propagate_errors():
+            if ranks.rank == 1:
                 raise InputError("no room")
-            ranks.told(0)
+            ranks.broadcast(0)
     except InputError as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
@@ -178,11 +184,11 @@ def test_what_ends_one_rank_ends_all_and_the_first_says_why() -> None:
 def sharded_folder(ranks: Ranks, base: Path, out: Path) -> int:
     """Load a model in parts and write it whole. Returns the bytes this rank holds."""
     model = load_model(base, sharded=True)
-    if ranks.leads:
+    if ranks.is_main:
         save_model(model, out)
     else:
-        gather(model)
-    return sum(local(parameter).nbytes for parameter in model.parameters())
+        gather_full_tensors(model)
+    return sum(to_local(parameter).nbytes for parameter in model.parameters())
 
 
 @pytest.mark.slow
@@ -214,7 +220,7 @@ def evaluated(ranks: Ranks, tokenizer: Path) -> Evaluation:
 
 @pytest.mark.slow
 def test_evaluation_by_ranks_is_that_by_one(tiny_tokenizer: Path) -> None:
-    expected = evaluated(ALONE, tiny_tokenizer)
+    expected = evaluated(SINGLE_PROCESS, tiny_tokenizer)
     assert expected.replies and expected.matches
     for rank in together(3, evaluated, tiny_tokenizer):
         assert (rank.replies, rank.matches, rank.references) == (
@@ -238,7 +244,7 @@ def test_recomputed_blocks_keep_every_byte_and_hold_less_memory() -> None:
 def kept_for_backward(*, recompute: bool) -> int:
     """Elements that autograd keeps of a forward pass, weights aside."""
     model = new_model()
-    model.recompute_blocks = recompute
+    model.checkpoint_blocks = recompute
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept = 0
 
@@ -256,7 +262,7 @@ def short_of_memory(ranks: Ranks, most: int) -> dict[str, Any]:
     """A training in which rank 1 has room for so many tokens only."""
 
     def fails(model: Any, batch: Any) -> Tensor:
-        if ranks.number == 1 and batch.ids.numel() > most:
+        if ranks.rank == 1 and batch.ids.numel() > most:
             raise RuntimeError("can't allocate memory")
         return summed_loss(model, batch)
 
@@ -267,7 +273,7 @@ def short_of_memory(ranks: Ranks, most: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_out_of_memory_on_one_rank_lowers_the_micro_batches_of_all() -> None:
-    expected = trained(ALONE)
+    expected = trained(SINGLE_PROCESS)
     first, second = together(2, short_of_memory, 20)
     assert first["lowerings"] == second["lowerings"] != []
     for rank in first, second:
@@ -279,15 +285,19 @@ def test_out_of_memory_on_one_rank_lowers_the_micro_batches_of_all() -> None:
     lengths=st.lists(st.integers(2, 30), min_size=1, max_size=60),
     budget=st.integers(30, 120),
     of=st.integers(1, 5),
-    in_step=st.booleans(),
+    sharded=st.booleans(),
 )
 def test_ranks_share_every_example_evenly(
-    lengths: list[int], budget: int, of: int, in_step: bool
+    lengths: list[int], budget: int, of: int, sharded: bool
 ) -> None:
     sizes = np.array(lengths)
-    groups = cut(sizes, np.arange(len(sizes)), even_budget(sizes, budget, None, of), None)
+    groups = batch_by_size(
+        sizes, np.arange(len(sizes)), balanced_max_tokens(sizes, budget, None, of), None
+    )
     costs = [len(group) * int(sizes[group[0]]) for group in groups]
-    shares = [Rank(number=n, of=of, in_step=in_step).share(groups, costs) for n in range(of)]
+    shares = [
+        Rank(rank=n, world_size=of, sharded=sharded).assigned(groups, costs) for n in range(of)
+    ]
     dealt = np.concatenate([np.concatenate(share) for share in shares if share])
     assert sorted(dealt.tolist()) == list(range(len(sizes)))
     loads = [
@@ -295,14 +305,14 @@ def test_ranks_share_every_example_evenly(
         for share in shares
     ]
     assert max(loads) - min(loads) <= max(costs), "no rank could hand a micro-batch over"
-    if in_step:
+    if sharded:
         assert len({len(share) for share in shares}) == 1
 
 
 def test_supervised_tokens_are_the_targets() -> None:
     tokens = examples(9)
     chosen = np.array([7, 2, 3])
-    assert supervised_tokens(tokens, chosen) == len(collate(tokens, chosen, PAD, None).targets)
+    assert count_supervised(tokens, chosen) == len(collate(tokens, chosen, PAD, None).targets)
 
 
 def test_an_idle_micro_batch_has_a_loss_and_gradients_of_zero() -> None:

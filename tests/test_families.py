@@ -20,9 +20,15 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.families import FAMILIES
 from simple_llama.model.folder import load_config, load_model, save_model
 from simple_llama.model.generation import generate
-from simple_llama.model.lora import LoRA, adapter_parameters, add_adapters, merged, save_adapter
+from simple_llama.model.lora import (
+    LoraConfig,
+    adapter_parameters,
+    add_adapters,
+    merge_adapters,
+    save_adapter,
+)
 from simple_llama.training import loss as loss_module
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loss import summed_loss
 from tests.ranks import together
 from tests.test_distributed import distance, trained
@@ -219,7 +225,7 @@ LENGTHS = (120, 9, 61, 33)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which IDS has several, the last one not full."""
-    monkeypatch.setattr(blocks, "QUERIES", 32)
+    monkeypatch.setattr(blocks, "BLOCK_QUERIES", 32)
 
 
 def transformers_model(model_type: str, values: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -354,7 +360,7 @@ def test_loss_and_gradients_are_those_of_transformers(
     expected = [loss.detach(), *(gradients[name] for name in names)]
     for packed in (False, True):
         assert distance(loss_and_gradients(model, list(IDS), packed=packed), expected) < 1e-4
-    monkeypatch.setattr(loss_module, "LOGITS", 97 * 50)
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", 97 * 50)
     assert distance(loss_and_gradients(model, list(IDS), packed=True), expected) < 1e-4
 
 
@@ -365,7 +371,7 @@ def test_packed_is_padded(name: str, fused: bool, folders: dict[str, Path]) -> N
     rows = [IDS[0, :length] for length in LENGTHS]
     padded = loss_and_gradients(model, rows, packed=False)
     assert distance(loss_and_gradients(model, rows, packed=True), padded) < 1e-4
-    model.recompute_blocks = True
+    model.checkpoint_blocks = True
     assert distance(loss_and_gradients(model, rows, packed=True), padded) < 1e-4
 
 
@@ -386,7 +392,7 @@ def test_greedy_replies_are_those_of_transformers(name: str, folders: dict[str, 
         assert reply == said[0, len(prompt) :].tolist()
 
 
-def adapted(folder: Path) -> tuple[Decoder, LoRA]:
+def adapted(folder: Path) -> tuple[Decoder, LoraConfig]:
     """The model with adapters on every projection of its layers, none of them zero."""
     model = load_model(folder)
     names = {
@@ -394,7 +400,7 @@ def adapted(folder: Path) -> tuple[Decoder, LoRA]:
         for name, module in model.layers.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    lora = LoRA(rank=2, alpha=4.0, dropout=0.0, targets=tuple(sorted(names)))
+    lora = LoraConfig(rank=2, alpha=4.0, dropout=0.0, targets=tuple(sorted(names)))
     add_adapters(model, lora, seed=0)
     generator = torch.Generator().manual_seed(2)
     for parameter in adapter_parameters(model).values():
@@ -407,7 +413,9 @@ def test_adapters_merge_into_what_they_computed(name: str, folders: dict[str, Pa
     model, _ = adapted(folders[name])
     expected = logits_of(model, IDS)
     assert (expected - logits_of(load_model(folders[name]), IDS)).abs().max() > 0.1
-    assert (logits_of(merged(model), IDS) - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (
+        logits_of(merge_adapters(model), IDS) - expected
+    ).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.slow
@@ -430,7 +438,7 @@ def of_each(ranks: Ranks, configs: list[ModelConfig]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("sharded", [False, True])
 def test_ranks_train_what_one_trains(sharded: bool, folders: dict[str, Path]) -> None:
     configs = [load_config(folder) for folder in folders.values()]
-    expected = of_each(ALONE, configs)
+    expected = of_each(SINGLE_PROCESS, configs)
     for rank in together(2, of_each, configs, sharded=sharded):
         for mine, theirs in zip(rank, expected, strict=True):
             assert mine["losses"] == pytest.approx(theirs["losses"], abs=1e-5)

@@ -129,7 +129,7 @@ def test_a_drawn_config_is_what_transformers_computes_or_refused(
     except InputError as error:
         assert "\n" not in str(error)
         return
-    if theirs is None or (config.most_positions or 120) < 120:
+    if theirs is None or (config.max_supported_positions or 120) < 120:
         return
     model = load_model(folder).eval()
     expected = their_logits(theirs)

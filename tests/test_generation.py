@@ -24,7 +24,7 @@ def test_a_cache_that_grows_and_is_rewound_gives_the_same_reply() -> None:
     cache = KVCache(torch.tensor([0]), capacity=2)
     whole = greedy(model, PROMPT)
     for kept in (0, 3, len(PROMPT) - 1):  # what the cache holds of the prompt already
-        cache.rewind(kept)
+        cache.crop(kept)
         rest = [PROMPT[kept:]]
         steps = stream(model, rest, max_new_tokens=12, stop_ids=[STOP], cache=cache)
         assert [token for [(_, token)] in steps] == whole

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from simple_llama.data.batches import EVEN, collate, rounded
+from simple_llama.data.batches import PAD_MULTIPLE, bucket_size, collate
 from simple_llama.errors import InputError
 from simple_llama.model import kernels, packing
 from simple_llama.model.decoder import Decoder
-from simple_llama.training import graphs, loss
-from simple_llama.training.gradients import Gradients
-from simple_llama.training.graphs import Graphs, Work
+from simple_llama.training import cuda_graphs, loss
+from simple_llama.training.cuda_graphs import CudaGraphs, Work
+from simple_llama.training.gradients import GradientAccumulator
 from simple_llama.training.loss import summed_loss
 from tests.test_distributed import LATENT, distance
 from tests.test_model import tiny_config
@@ -31,7 +31,7 @@ EXAMPLES, LONGEST = 20, 30
 @pytest.fixture(autouse=True)
 def as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own operations, not those for CPUs."""
-    for name in ("packs_here", "runs_here"):
+    for name in ("uses_cpu_attention", "uses_cpu_kernels"):
         monkeypatch.setattr(kernels, name, lambda x: False)
 
 
@@ -43,13 +43,15 @@ def replayed(work: Work) -> Work:
 
 @given(count=st.integers(0, 10**6))
 def test_few_sizes_of_little_padding(count: int) -> None:
-    size = rounded(count)
-    assert size % EVEN == 0 and count <= size <= max(EVEN, count + EVEN, count * 9 / 8)
-    assert rounded(size) == size
+    size = bucket_size(count)
+    assert size % PAD_MULTIPLE == 0 and count <= size <= max(
+        PAD_MULTIPLE, count + PAD_MULTIPLE, count * 9 / 8
+    )
+    assert bucket_size(size) == size
 
 
 def test_there_are_eight_sizes_between_powers_of_two() -> None:
-    assert len({rounded(count) for count in range(1025, 2049)}) == 8
+    assert len({bucket_size(count) for count in range(1025, 2049)}) == 8
 
 
 def of(model: Decoder, batch: Any) -> list[Tensor]:
@@ -69,11 +71,11 @@ def test_fixed_shapes_have_the_same_loss_and_gradients(
     """Through variable-length attention, also where the loss is computed in parts."""
     stand_in = SimpleNamespace(varlen_attn=by_definition)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
-    monkeypatch.setattr(packing, "runs_here", lambda q, v: True)
+    monkeypatch.setattr(packing, "uses_varlen_kernel", lambda q, v: True)
     if in_parts:
-        monkeypatch.setattr(loss, "LOGITS", 97 * 3)
+        monkeypatch.setattr(loss, "MAX_LOGITS", 97 * 3)
     model = Decoder(tiny_config(**variant)).train()
-    model.initialise(0, std=0.3)
+    model.init_weights(0, std=0.3)
     batch = collate(examples(EXAMPLES), np.arange(count), PAD, None, packing=True)
     fixed = batch.in_fixed_shape(EXAMPLES, LONGEST, PAD)
     assert fixed.offsets is not None and len(fixed.offsets) == EXAMPLES + 2
@@ -84,8 +86,8 @@ def test_fixed_shapes_have_the_same_loss_and_gradients(
 def test_a_graph_serves_all_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time with what is added to the gradients that are there."""
     model = Decoder(tiny_config()).train()
-    model.initialise(0, std=0.3)
-    many, tokens = Graphs(model, "fp32", replayed), examples(60)
+    model.init_weights(0, std=0.3)
+    many, tokens = CudaGraphs(model, "fp32", replayed), examples(60)
     expected: list[Tensor] = []
     total = torch.zeros(())
     for first in range(0, 40, 5):
@@ -98,10 +100,10 @@ def test_a_graph_serves_all_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert distance([total, *gradients], expected) < 1e-5
     assert 1 <= len(many.known) <= 3
-    monkeypatch.setattr(graphs, "MOST", len(many.known))
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", len(many.known))
     large = collate(tokens, np.arange(20), PAD, None, packing=True)
     assert many.compute(large.in_fixed_shape(EXAMPLES, LONGEST, PAD), 1.0) is None
-    many.forget()
+    many.clear()
     assert many.compute(large.in_fixed_shape(EXAMPLES, LONGEST, PAD), 1.0) is not None
 
 
@@ -110,7 +112,9 @@ def weights(model: Decoder) -> list[Tensor]:
 
 
 def test_a_training_by_graphs_is_the_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gradients, "_graphs", lambda self: Graphs(self.model, "fp32", replayed))
+    monkeypatch.setattr(
+        GradientAccumulator, "_graphs", lambda self: CudaGraphs(self.model, "fp32", replayed)
+    )
     settings: dict[str, Any] = {"batch_size": 8, "micro_batch_tokens": 70, "packing": True}
     model, heard, _ = run(params(cuda_graphs=True, **settings))
     plain, listener, _ = run(params(**settings))
@@ -124,7 +128,9 @@ def test_what_cannot_be_captured_is_one_warning(monkeypatch: pytest.MonkeyPatch)
     def refused(work: Work) -> Work:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(Gradients, "_graphs", lambda self: Graphs(self.model, "fp32", refused))
+    monkeypatch.setattr(
+        GradientAccumulator, "_graphs", lambda self: CudaGraphs(self.model, "fp32", refused)
+    )
     with pytest.warns(UserWarning, match=r"cuda_graphs: capturing failed, .* not permitted") as it:
         model, _, _ = run(params(cuda_graphs=True, packing=True))
     assert len(it) == 1

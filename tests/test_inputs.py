@@ -14,7 +14,7 @@ import yaml
 
 from simple_llama.params import BaseParams, Params, TrainParams
 from simple_llama.stage_code import listing
-from simple_llama.training.inputs import OUTSIDE, TrainingInputs
+from simple_llama.training.inputs import NOT_IN_KEY, TrainingInputs
 from tests.project import ROOT, Project
 
 MACHINE = {"device": "cpu AVX2", "precision": "fp32", "deterministic": "true"}
@@ -126,7 +126,7 @@ def test_another_value_of_any_param_is_another_training(project: Path) -> None:
         params = Params()
         params.values[name] = other(params.values[name])
         seen.add(key(params))
-        assert (key(params) == before) == (name in OUTSIDE), name
+        assert (key(params) == before) == (name in NOT_IN_KEY), name
     assert len(seen) == len(names)
 
 

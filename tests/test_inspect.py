@@ -128,7 +128,9 @@ def test_with_a_model_each_target_has_its_loss(
         model = random_model(vocab_size=vocab_size, max_position_embeddings=512)
         save_model(model, tmp_path / f"{vocab_size}")
     whole = load_model(tmp_path / f"{size}")
-    scores = score(whole, tokens, np.arange(len(tokens)), budget=2048, pad_id=0, precision="fp32")
+    scores = score(
+        whole, tokens, np.arange(len(tokens)), max_tokens=2048, pad_id=0, precision="fp32"
+    )
     losses = token_losses(str(tmp_path / f"{size}"), Path("data/tokens/tokenizer"))
     for index, shown in enumerate(first_examples("val", 99, losses).examples):
         assert shown.loss == pytest.approx(scores.loss[index] / scores.tokens[index], rel=1e-4)

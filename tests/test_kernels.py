@@ -25,10 +25,10 @@ from tests.test_training import PAD, ROOT, examples
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that these few tokens fill several of, with a rest."""
-    monkeypatch.setattr(kernels, "QUERIES", 6)
-    monkeypatch.setattr(kernels, "GRAIN", 3)
-    monkeypatch.setattr(kernels, "SCORES", 300)
-    monkeypatch.setattr(kernels, "LOGITS", 97 * 3)
+    monkeypatch.setattr(kernels, "BLOCK_QUERIES", 6)
+    monkeypatch.setattr(kernels, "BLOCK_MULTIPLE", 3)
+    monkeypatch.setattr(kernels, "MAX_SCORES", 300)
+    monkeypatch.setattr(kernels, "MAX_LOGITS", 97 * 3)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -51,7 +51,7 @@ def test_loss_and_gradients_of_a_model(
     variant: dict[str, object], small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Decoder(tiny_config(**variant)).train()
-    model.initialise(0, std=0.3)
+    model.init_weights(0, std=0.3)
     batch = collate(examples(12), np.arange(12), PAD, None, packing=True)
 
     def compute() -> list[Tensor]:
@@ -59,9 +59,9 @@ def test_loss_and_gradients_of_a_model(
         return [mean, *torch.autograd.grad(mean, list(model.parameters()))]
 
     mine = compute()
-    monkeypatch.setattr(kernels, "LONGEST", 3)
+    monkeypatch.setattr(kernels, "MAX_KEPT_KEYS", 3)
     assert largest_difference(mine, compute()) < 1e-5
-    for name in ("packs_here", "runs_here"):
+    for name in ("uses_cpu_attention", "uses_cpu_kernels"):
         monkeypatch.setattr(kernels, name, lambda x: False)
     assert largest_difference(mine, compute()) < 1e-5
 
@@ -78,7 +78,7 @@ def test_packed_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Examples of several blocks, of a part of one, of one token and of none."""
-    monkeypatch.setattr(kernels, "LONGEST", longest)
+    monkeypatch.setattr(kernels, "MAX_KEPT_KEYS", longest)
     (H, G), N = heads, offsets[-1]
     q, k, v = random(1, H, N, 8), random(1, G, N, 8, seed=1), random(1, G, N, 6, seed=2)
     starts = torch.tensor(offsets, dtype=torch.int32)
@@ -113,7 +113,7 @@ def test_a_large_vocabulary_has_the_same_loss_in_parts(
 ) -> None:
     """Of three positions at a time, the last of fewer; and gradients of what surrounds it."""
     model = Decoder(tiny_config()).train()
-    model.initialise(0, std=0.3)
+    model.init_weights(0, std=0.3)
     model.lm_head.requires_grad_(trained)
     batch = collate(examples(12), np.arange(12), PAD, None, packing=True)
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -123,13 +123,13 @@ def test_a_large_vocabulary_has_the_same_loss_in_parts(
             total = summed_loss(model, batch) / len(batch.targets)
         with torch.no_grad():
             scores = score(
-                model, examples(12), np.arange(12), budget=99, pad_id=PAD, precision=precision
+                model, examples(12), np.arange(12), max_tokens=99, pad_id=PAD, precision=precision
             )
         kept = [torch.from_numpy(values) for values in (scores.loss, scores.correct)]
         return [total, *torch.autograd.grad(total * 3, weights), *kept]
 
     whole = compute()
-    monkeypatch.setattr(loss, "LOGITS", 97 * 3)
+    monkeypatch.setattr(loss, "MAX_LOGITS", 97 * 3)
     assert largest_difference(whole, compute()) < (1e-5 if precision == "fp32" else 2e-2)
 
 
@@ -180,9 +180,9 @@ def test_norm() -> None:
 def test_dropout_keeps_its_share_and_the_mean() -> None:
     x, branch = torch.zeros(1000, 301), torch.ones(1000, 301)
     torch.manual_seed(0)
-    out = kernels.add_dropped(x, branch, 0.1)
+    out = kernels.dropout_add(x, branch, 0.1)
     torch.manual_seed(0)
-    assert torch.equal(out, kernels.add_dropped(x, branch, 0.1))
+    assert torch.equal(out, kernels.dropout_add(x, branch, 0.1))
     assert len(set(out.flatten().tolist())) == 2
     assert (out == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
     assert out.mean().item() == pytest.approx(1, abs=0.003)
@@ -193,6 +193,6 @@ def test_dropout_keeps_its_share_and_the_mean() -> None:
 def test_a_dropped_element_has_no_gradient() -> None:
     branch = random(50, 7)
     out, gradient = gradients(
-        lambda branch: kernels.add_dropped(torch.zeros(50, 7), branch, 0.5), branch
+        lambda branch: kernels.dropout_add(torch.zeros(50, 7), branch, 0.5), branch
     )
     assert ((out == 0) == (gradient == 0)).all()

@@ -12,34 +12,34 @@ from torch import Tensor, nn
 
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.errors import InputError
-from simple_llama.model.config import MLA, LatentShape
+from simple_llama.model.config import MLA, MLAConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.lora import (
-    LoRA,
-    LoRALinear,
+    LoraConfig,
+    LoraLinear,
     adapter_parameters,
     add_adapters,
     keep_frozen_in_bf16,
     load_adapter,
-    merged,
+    merge_adapters,
     save_adapter,
 )
 from simple_llama.params import PROJECTIONS
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
+from simple_llama.training.fine_tuning import fine_tuning_method, persistent_path
 from simple_llama.training.loop import Trainer, train
-from simple_llama.training.optimizer import trained
+from simple_llama.training.optimizer import trainable_parameters
 from simple_llama.training.resume import ResumeFolder
-from simple_llama.training.tuning import lasting_path, tuning_of
 from tests.ranks import together
 from tests.test_model import logits_of, random_model, tiny_config
 from tests.test_training import Listener, data, new_model, params
 
-ALL = LoRA(rank=3, alpha=6.0, dropout=0.0, targets=PROJECTIONS)
+ALL = LoraConfig(rank=3, alpha=6.0, dropout=0.0, targets=PROJECTIONS)
 IDS = torch.randint(0, 97, (3, 20), generator=torch.Generator().manual_seed(1))
 
 
-def adapted_model(lora: LoRA = ALL, **changes: object) -> Decoder:
+def adapted_model(lora: LoraConfig = ALL, **changes: object) -> Decoder:
     """A random model whose adapters are not zero, as after a training."""
     model = random_model(**changes)
     add_adapters(model, lora, seed=0)
@@ -91,7 +91,7 @@ def test_training_changes_adapters_only_and_they_learn(
     )
     settings = params(lora_rank=4, epochs=4, max_lr=0.03, **changes)
     base, model, listener = random_model(), random_model(), Listener()
-    tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
+    fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
     start = {name: weight.clone() for name, weight in adapter_parameters(model).items()}
     result = train(model, data(), settings, listener)
     assert result.train_loss < 0.95 * listener.steps[0].loss
@@ -108,14 +108,14 @@ def test_optimizer_and_resume_state_hold_adapters_only(tmp_path: Path) -> None:
     for rank in (0, 2):
         settings = params(lora_rank=rank, max_steps=3)
         model = new_model()
-        tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
-        trainer = Trainer(model, data(), settings, Listener(), ALONE)
+        fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
+        trainer = Trainer(model, data(), settings, Listener(), SINGLE_PROCESS)
         trainer.run()
         tensors = trainer.snapshot().tensors
-        weights = sum(weight.nbytes for weight in trained(model).values())
-        assert len(trainer.optimizer.state) == len(trained(model))
+        weights = sum(weight.nbytes for weight in trainable_parameters(model).values())
+        assert len(trainer.optimizer.state) == len(trainable_parameters(model))
         names = {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
-        assert names == set(trained(model))
+        assert names == set(trainable_parameters(model))
         ResumeFolder(tmp_path / str(rank), interval=0.0).save(tensors, {}, step=3, best=0)
         size = (tmp_path / str(rank) / "state-3.safetensors").stat().st_size
         assert 3 * weights < size < 3 * weights + 20_000, "weights, moments and a header"
@@ -124,7 +124,7 @@ def test_optimizer_and_resume_state_hold_adapters_only(tmp_path: Path) -> None:
 
 
 def test_dropout_is_of_training_only() -> None:
-    model = adapted_model(LoRA(rank=3, alpha=6.0, dropout=0.5, targets=PROJECTIONS))
+    model = adapted_model(LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=PROJECTIONS))
     assert torch.equal(logits_of(model, IDS), logits_of(model, IDS))
     assert torch.equal(logits_of(model, IDS), logits_of(adapted_model(), IDS))
     model.train()
@@ -141,10 +141,10 @@ def test_dropout_is_of_training_only() -> None:
     ],
 )
 def test_merged_equals_unmerged(targets: tuple[str, ...], changes: dict[str, Any]) -> None:
-    model = adapted_model(LoRA(rank=3, alpha=6.0, dropout=0.1, targets=targets), **changes)
+    model = adapted_model(LoraConfig(rank=3, alpha=6.0, dropout=0.1, targets=targets), **changes)
     before = copy.deepcopy(model.state_dict())
-    whole = merged(model)
-    assert not any(isinstance(module, LoRALinear) for module in whole.modules())
+    whole = merge_adapters(model)
+    assert not any(isinstance(module, LoraLinear) for module in whole.modules())
     assert [name for name, _ in whole.named_parameters()] == [
         name for name, _ in random_model(**changes).named_parameters()
     ]
@@ -165,13 +165,13 @@ def test_what_is_published_is_the_best_and_the_kept_ones_merged(
     settings = params(lora_rank=3, lora_alpha=6.0)
     chat = ChatTokenizer.from_path(tiny_tokenizer, prompt_format="auto", system_prompt="")
     chat.save(tmp_path / "tokenizer")
-    tuning = tuning_of(settings, "base", tmp_path / "tokenizer")
+    tuning = fine_tuning_method(settings, "base", tmp_path / "tokenizer")
     kept = ResumeFolder(tmp_path / "kept", interval=0.0)
     models = [adapted_model(), adapted_model()]
     for parameter in adapter_parameters(models[1]).values():
         parameter.data *= -0.5
-    tuning.save(models[0], kept.epoch(1))
-    tuning.save(models[1], kept.best(7))
+    tuning.save(models[0], kept.epoch_path(1))
+    tuning.save(models[1], kept.best_path(7))
     found = tuning.publish(kept, 7, IDS)
     assert float(found["lora.merged_logits_differ_by"]) < 1e-4
     for model, folder in zip(models, ("models/checkpoints/epoch-01", "models/sft"), strict=True):
@@ -183,8 +183,8 @@ def test_what_is_published_is_the_best_and_the_kept_ones_merged(
     config = json.loads(Path("models/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path.resolve() / "base")
 
-    whole = tuning_of(params(), "base", tmp_path / "tokenizer")
-    whole.save(base, kept.best(8))
+    whole = fine_tuning_method(params(), "base", tmp_path / "tokenizer")
+    whole.save(base, kept.best_path(8))
     assert whole.publish(ResumeFolder(kept.folder, interval=0.0), 8, IDS) == {}
     assert list(Path("models/adapter").iterdir()) == [], "no adapter of another training is left"
 
@@ -198,10 +198,10 @@ def test_an_adapters_base_outlives_the_copy_that_an_experiment_runs_in(
         (root / place / ".dvc").mkdir(parents=True)
         (root / place / "below").mkdir()
         monkeypatch.chdir(root / place)
-        assert lasting_path("models/base") == root / "models/base"
-        assert lasting_path("/srv/base") == Path("/srv/base")
+        assert persistent_path("models/base") == root / "models/base"
+        assert persistent_path("/srv/base") == Path("/srv/base")
         monkeypatch.chdir(root / place / "below")
-        assert lasting_path("base") == root / "below/base"
+        assert persistent_path("base") == root / "below/base"
 
 
 def test_activations_computed_again_see_the_same_dropout() -> None:
@@ -209,7 +209,7 @@ def test_activations_computed_again_see_the_same_dropout() -> None:
     for kept in ("none", "blocks"):
         settings = params(lora_rank=2, lora_dropout=0.3, max_steps=4, activation_checkpointing=kept)
         model, listener = random_model(), Listener()
-        tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
+        fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
         train(model, data(), settings, listener)
         losses.append([(step.loss, step.grad_norm) for step in listener.steps])
     assert losses[0] == losses[1]
@@ -232,7 +232,7 @@ def test_the_folder_is_pefts(
     import peft
     import transformers
 
-    lora = LoRA(rank=3, alpha=6.0, dropout=0.1, targets=targets)
+    lora = LoraConfig(rank=3, alpha=6.0, dropout=0.1, targets=targets)
     model = adapted_model(lora, **changes)
     save_model(random_model(**changes), tmp_path / "base")
     save_adapter(model, tmp_path / "adapter", lora, str(tmp_path / "base"))
@@ -272,7 +272,7 @@ def test_frozen_weights_in_bf16_change_no_bit() -> None:
             for parameter in model.parameters():
                 parameter.data = parameter.data.bfloat16().float()
         settings = params(lora_rank=2, precision="bf16", max_steps=4, sample_prompts=1)
-        add_adapters(model, LoRA(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj",)), seed=0)
+        add_adapters(model, LoraConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj",)), seed=0)
         if compact:
             keep_frozen_in_bf16(model)
         listener = Listener()
@@ -285,7 +285,7 @@ def test_frozen_weights_in_bf16_change_no_bit() -> None:
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     types = {linear.weight.dtype for linear in linears if not linear.weight.requires_grad}
     assert types == {torch.bfloat16}
-    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    assert {p.dtype for p in trainable_parameters(model).values()} == {torch.float32}
     _, model = steps(exact=False, compact=True)
     types = {linear.weight.dtype for linear in model.modules() if isinstance(linear, nn.Linear)}
     assert types == {torch.float32}, "bfloat16 would lose digits"
@@ -296,7 +296,7 @@ def losses_of(ranks: Ranks) -> list[float]:
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
     settings = params(lora_rank=2, precision="bf16", epochs=1)
-    tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
+    fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
     train(model, data(), settings, listener, ranks=ranks)
     return [step.loss for step in listener.steps]
 
@@ -304,7 +304,7 @@ def losses_of(ranks: Ranks) -> list[float]:
 @pytest.mark.slow
 def test_two_ranks_train_the_same_adapters() -> None:
     one, other = together(2, losses_of)
-    assert one == other == pytest.approx(losses_of(ALONE), rel=2e-3), "bf16 rounds"
+    assert one == other == pytest.approx(losses_of(SINGLE_PROCESS), rel=2e-3), "bf16 rounds"
 
 
 def test_tied_embeddings_stay_in_float32() -> None:
@@ -353,12 +353,13 @@ def test_a_target_that_the_model_has_not_is_refused() -> None:
         r"o_proj, qkv_proj, which this model has$",
     ):
         adapted_model(
-            LoRA(rank=2, alpha=1.0, dropout=0.0, targets=("o_proj", "q_proj")), model_type="phi3"
+            LoraConfig(rank=2, alpha=1.0, dropout=0.0, targets=("o_proj", "q_proj")),
+            model_type="phi3",
         )
 
 
 def test_latent_attention_is_refused() -> None:
-    shape = LatentShape(
+    shape = MLAConfig(
         q_lora_rank=None, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8
     )
     config = tiny_config(model_type=MLA, mla=shape, num_key_value_heads=4, attention_bias=True)
@@ -369,5 +370,7 @@ def test_latent_attention_is_refused() -> None:
 def test_a_rank_beyond_the_matrices_is_refused_before_memory_is_taken() -> None:
     with pytest.raises(InputError, match=r"lora_rank: got 10000000000, wanted at most 16"):
         add_adapters(
-            new_model(), LoRA(rank=10**10, alpha=1.0, dropout=0.0, targets=PROJECTIONS), seed=0
+            new_model(),
+            LoraConfig(rank=10**10, alpha=1.0, dropout=0.0, targets=PROJECTIONS),
+            seed=0,
         )

@@ -14,12 +14,18 @@ from torch import Generator, Tensor
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.params import TrainParams
+from simple_llama.training import fine_tuning
 from simple_llama.training import optimizer as optimizer_module
-from simple_llama.training import tuning
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loop import train
 from simple_llama.training.optimizer import AdamW
-from simple_llama.training.rounding import BLOCK, from_8bit, levels, to_8bit, to_bf16
+from simple_llama.training.rounding import (
+    BLOCK_SIZE,
+    dequantize_8bit,
+    dynamic_map,
+    quantize_8bit,
+    stochastic_round_bf16,
+)
 from tests.ranks import together
 from tests.test_training import Listener, data, new_model, params
 
@@ -38,7 +44,7 @@ def generator(seed: int = 0) -> Generator:
 @given(st.lists(st.floats(width=32), min_size=1, max_size=9), st.integers(0, 2**31))
 def test_a_number_becomes_one_of_its_neighbours(numbers: list[float], seed: int) -> None:
     x = torch.tensor(numbers)
-    found = to_bf16(x, generator(seed)).float()
+    found = stochastic_round_bf16(x, generator(seed)).float()
     bits = x.view(torch.int32)
     below = (bits & ~0xFFFF).view(torch.float32)
     above = ((bits & ~0xFFFF) + 0x10000).view(torch.float32)
@@ -51,40 +57,42 @@ def test_a_number_becomes_one_of_its_neighbours(numbers: list[float], seed: int)
 
 def test_rounding_keeps_the_mean() -> None:
     x = torch.tensor([1 + 2**-11, -3.3, 1e-30, 0.1]).repeat_interleave(2**16)
-    found = to_bf16(x, generator()).float().view(4, -1).mean(1)
+    found = stochastic_round_bf16(x, generator()).float().view(4, -1).mean(1)
     assert found.tolist() == pytest.approx(x[:: 2**16].tolist(), rel=1e-4)
     x = torch.tensor([1.0, 0.123, -0.0123, 1e-5, -0.9]).repeat_interleave(2**16)
-    codes, scales = to_8bit(x, True, generator())
-    found = from_8bit(codes, scales, True).view(5, -1).mean(1)
+    codes, scales = quantize_8bit(x, True, generator())
+    found = dequantize_8bit(codes, scales, True).view(5, -1).mean(1)
     # in blocks of one number each, which is its own scale, so nothing is rounded
     assert found.tolist() == pytest.approx(x[:: 2**16].tolist(), rel=1e-6)
     mixed = torch.tensor([1.0, 0.123, -0.0123, 1e-5] * 2**16)
-    found = from_8bit(*to_8bit(mixed, True, generator()), True).view(-1, 4).mean(0)
+    found = dequantize_8bit(*quantize_8bit(mixed, True, generator()), True).view(-1, 4).mean(0)
     assert found.tolist() == pytest.approx(mixed[:4].tolist(), rel=2e-3)
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 1000])
+@pytest.mark.parametrize("size", [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 1000])
 def test_eight_bits_are_close_relative_to_their_block(size: int, signed: bool) -> None:
-    table = levels(signed, torch.device("cpu"))
+    table = dynamic_map(signed, torch.device("cpu"))
     assert len(set(table.tolist())) == 256 and table[-1] == 1
     x = torch.randn(size, generator=generator()) * 10.0 ** torch.randint(-4, 4, (size,))
     x = x if signed else x.abs()
-    found = from_8bit(*to_8bit(x, signed, generator()), signed)
-    for start in range(0, size, BLOCK):
-        block, kept = (one[start : start + BLOCK] for one in (x, found))
+    found = dequantize_8bit(*quantize_8bit(x, signed, generator()), signed)
+    for start in range(0, size, BLOCK_SIZE):
+        block, kept = (one[start : start + BLOCK_SIZE] for one in (x, found))
         scale = block.abs().max()
         # two levels of one decade are 1.4% (signed) of the next one apart, those of the last wider
         assert ((block - kept).abs() <= 0.02 * scale).all()
         large = block.abs() > 0.1 * scale
         assert ((block - kept).abs() <= 0.16 * block.abs())[large].all()
     nothing = torch.zeros(size)
-    assert torch.equal(from_8bit(*to_8bit(nothing, signed, generator()), signed), nothing)
+    assert torch.equal(
+        dequantize_8bit(*quantize_8bit(nothing, signed, generator()), signed), nothing
+    )
 
 
 def prepared(settings: TrainParams, model: Decoder | None = None) -> Decoder:
     model = model or new_model()
-    tuning.tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
+    fine_tuning.fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
     return model
 
 
@@ -94,7 +102,7 @@ def updated(
     """A model's weights after steps with these gradients."""
     optimizer = AdamW(prepared(settings, model), settings)
     for step, values in enumerate(gradients):
-        optimizer.lr, optimizer.number = settings.max_lr, step
+        optimizer.lr, optimizer.step_index = settings.max_lr, step
         for weight, value in zip(optimizer.weights.values(), values, strict=True):
             weight.grad = value.to(weight.dtype)
         optimizer.step()
@@ -119,8 +127,8 @@ def test_unrounded_it_is_the_update_of_pytorch(monkeypatch: pytest.MonkeyPatch) 
             self._update(name, weight, generator())
 
     monkeypatch.setattr(AdamW, "_step_in_float32", step)
-    for span in (2**24, BLOCK):
-        monkeypatch.setattr(optimizer_module, "SPAN", span)
+    for span in (2**24, BLOCK_SIZE):
+        monkeypatch.setattr(optimizer_module, "CHUNK_SIZE", span)
         found = updated(settings, gradients)
         for name, weight in expected.items():
             assert torch.allclose(found[name], weight, atol=1e-6), name
@@ -164,10 +172,10 @@ def test_a_training_ends_alike(way: dict[str, Any]) -> None:
 
 
 def test_it_takes_the_memory_that_it_says() -> None:
-    for way, each in zip(WAYS, (4, 2 * (1 + 4 / BLOCK), 8, 2 * (1 + 4 / BLOCK))):
+    for way, each in zip(WAYS, (4, 2 * (1 + 4 / BLOCK_SIZE), 8, 2 * (1 + 4 / BLOCK_SIZE))):
         settings = params(**way)
         optimizer = AdamW(new_model(), settings)
-        optimizer.make_state()
+        optimizer.init_state()
         kept = sum(
             tensor.nbytes
             for state in optimizer.state.values()
@@ -198,7 +206,7 @@ def trained(ranks: Ranks) -> list[dict[str, Any]]:
 def test_ranks_round_alike() -> None:
     """What is rounded at random is a function of (seed, step), not of the rank."""
     first, second = together(2, trained)
-    alone = trained(ALONE)
+    alone = trained(SINGLE_PROCESS)
     for mine, theirs, single in zip(first, second, alone, strict=True):
         assert all(map(torch.equal, mine["weights"], theirs["weights"]))
         assert mine["losses"] == pytest.approx(single["losses"], abs=2e-2)
@@ -222,6 +230,6 @@ def test_what_does_not_go_together_is_named(values: dict[str, Any], said: str) -
 def test_weights_in_bf16_need_a_device_that_computes_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tuning, "uses_bf16", lambda device, precision: False)
+    monkeypatch.setattr(fine_tuning, "uses_bf16", lambda device, precision: False)
     with pytest.raises(InputError, match="weights: got bf16, and precision: auto is fp32 on this"):
         prepared(params(weights="bf16", precision="auto"))

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simple_llama.data import batches
-from simple_llama.data.batches import EVEN, collate, cut, micro_batches
+from simple_llama.data.batches import PAD_MULTIPLE, batch_by_size, collate, micro_batches
 from simple_llama.errors import InputError
 from simple_llama.model import packing
 from simple_llama.model.attention import attend, plain_attention
-from simple_llama.model.blocks import within
+from simple_llama.model.blocks import sliding_window_mask
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.lora import LoRA, add_adapters
+from simple_llama.model.lora import LoraConfig, add_adapters
 from simple_llama.model.packing import Packed
 from simple_llama.training import gradients
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loss import summed_loss
-from simple_llama.training.observer import Progress
+from simple_llama.training.state import Progress
 from tests.ranks import together
 from tests.test_distributed import LATENT, distance, trained
 from tests.test_model import random_model, tiny_config
@@ -42,7 +42,7 @@ WHOLE = 10_000
 )
 def test_a_cut_holds_each_example_once_and_as_many_as_fit(lengths: list[int], budget: int) -> None:
     sizes = np.array(lengths)
-    groups = cut(sizes, np.arange(len(sizes)), budget, None, packing=True)
+    groups = batch_by_size(sizes, np.arange(len(sizes)), budget, None, packing=True)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(sizes)))
     in_order = [int(size) for group in groups for size in sizes[group]]
     assert in_order == sorted(lengths, reverse=True)
@@ -55,18 +55,18 @@ def test_a_cut_holds_each_example_once_and_as_many_as_fit(lengths: list[int], bu
 @pytest.mark.parametrize("budget", [1, 60, WHOLE])
 def test_a_batch_is_its_examples_end_to_end(budget: int) -> None:
     tokens, seen = examples(7), []
-    for batch in micro_batches(tokens, EXAMPLES, budget=budget, pad_id=PAD, packing=True):
+    for batch in micro_batches(tokens, EXAMPLES, max_tokens=budget, pad_id=PAD, packing=True):
         assert batch.offsets is not None
         assert batch.ids.shape == (1, batch.offsets[-1])
-        assert batch.offsets[-1] % EVEN == 0
-        assert batch.offsets[-1] - batch.offsets[-2] < EVEN
+        assert batch.offsets[-1] % PAD_MULTIPLE == 0
+        assert batch.offsets[-1] - batch.offsets[-2] < PAD_MULTIPLE
         assert (batch.ids[0, batch.offsets[-2] :] == PAD).all()
         assert batch.longest == batch.offsets.diff().max()
         for place, example in enumerate(batch.examples):
             first, end = batch.offsets[place : place + 2].tolist()
             start, stop = tokens.starts[example : example + 2]
             assert batch.ids[0, first:end].tolist() == tokens.ids[start : stop - 1].tolist()
-            own = batch.rows == place
+            own = batch.example_index == place
             assert (batch.positions[own] - first).tolist() == np.flatnonzero(
                 tokens.mask[start + 1 : stop]
             ).tolist()
@@ -98,10 +98,10 @@ def test_loss_and_gradients_are_those_of_padded_examples(
     variant: dict[str, Any], fused: bool
 ) -> None:
     model = Decoder(tiny_config(**variant), fused=fused)
-    model.initialise(0, std=0.3)
+    model.init_weights(0, std=0.3)
     padded = loss_and_gradients(model, packed=False)
     assert distance(padded, loss_and_gradients(model, packed=True)) < 1e-5
-    model.recompute_blocks = True
+    model.checkpoint_blocks = True
     assert distance(padded, loss_and_gradients(model, packed=True)) < 1e-5
 
 
@@ -111,7 +111,9 @@ def weights(model: Decoder) -> list[Tensor]:
 
 def test_adapters_have_the_same_gradients() -> None:
     model = random_model()
-    add_adapters(model, LoRA(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "up_proj")), seed=0)
+    add_adapters(
+        model, LoraConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "up_proj")), seed=0
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -146,7 +148,7 @@ def test_a_training_with_packing_is_the_padded_one() -> None:
 
 
 def test_too_little_memory_halves_the_packed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "EVEN", 1)
+    monkeypatch.setattr(batches, "PAD_MULTIPLE", 1)
     settings = params(epochs=1, batch_size=8, micro_batch_tokens=600, packing=True)
     _, heard, _ = run(settings)
     limited = short_of_memory(50, torch.OutOfMemoryError, "CUDA out of memory")
@@ -183,8 +185,10 @@ def test_auto_packs_where_attention_skips_what_is_hidden(
 
     def chosen(**changes: Any) -> bool:
         settings = params(precision=precision, **changes)
-        progress = Progress(micro_batch_tokens=64, next_sample=1, sample_distance=1)
-        one = gradients.Gradients(random_model(), data(), settings, progress, Listener(), ALONE)
+        progress = Progress(micro_batch_tokens=64, next_sample=1, sample_interval=1)
+        one = gradients.GradientAccumulator(
+            random_model(), data(), settings, progress, Listener(), SINGLE_PROCESS
+        )
         one.device = torch.device(device)
         return one.packing
 
@@ -196,13 +200,15 @@ def test_auto_packs_where_attention_skips_what_is_hidden(
 def test_auto_asks_for_a_kernel_of_the_widest_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(major=9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    for width, packs in ((packing.WIDEST, True), (packing.WIDEST + 8, False)):
+    for width, packs in ((packing.MAX_HEAD_DIM, True), (packing.MAX_HEAD_DIM + 8, False)):
         config = tiny_config(**LATENT)
         assert config.mla is not None
         model = Decoder(replace(config, mla=replace(config.mla, v_head_dim=width)))
-        progress = Progress(micro_batch_tokens=64, next_sample=1, sample_distance=1)
+        progress = Progress(micro_batch_tokens=64, next_sample=1, sample_interval=1)
         settings = params(precision="bf16")
-        one = gradients.Gradients(model, data(), settings, progress, Listener(), ALONE)
+        one = gradients.GradientAccumulator(
+            model, data(), settings, progress, Listener(), SINGLE_PROCESS
+        )
         one.device = torch.device("cuda")
         assert one.packing is packs
 
@@ -215,7 +221,7 @@ def packed_ways(ranks: Ranks) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("sharded", [False, True])
 def test_ranks_share_packed_examples(sharded: bool) -> None:
     """The last step has two examples of several ranks' budgets: some have nothing to do."""
-    expected = [trained(ALONE), trained(ALONE, model=LATENT)]
+    expected = [trained(SINGLE_PROCESS), trained(SINGLE_PROCESS, model=LATENT)]
     for rank in together(3, packed_ways, sharded=sharded):
         for mine, theirs in zip(rank, expected, strict=True):
             assert mine["losses"] == pytest.approx(theirs["losses"], abs=1e-5)
@@ -252,7 +258,7 @@ def by_definition(
         q, k, v = (x[first:end].transpose(0, 1) for x in (query, key, value))
         k, v = k.repeat_interleave(share, dim=0), v.repeat_interleave(share, dim=0)
         q = q * (scale * q.shape[-1] ** 0.5)  # what plain_attention divides by
-        seen = within(end - first, end - first, None if before < 0 else before + 1)
+        seen = sliding_window_mask(end - first, end - first, None if before < 0 else before + 1)
         out[first:end] = plain_attention(q[None], k[None], v[None], seen)[0].transpose(0, 1)
     return out
 
@@ -262,7 +268,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention takes the way through varlen_attn, which computes here by its definition."""
     stand_in = SimpleNamespace(varlen_attn=by_definition)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
-    monkeypatch.setattr(packing, "runs_here", lambda q, v: True)
+    monkeypatch.setattr(packing, "uses_varlen_kernel", lambda q, v: True)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +301,7 @@ def test_a_model_through_variable_length_attention(
     variant: dict[str, Any], as_on_a_gpu: None
 ) -> None:
     model = Decoder(tiny_config(**variant))
-    model.initialise(0, std=0.3)
+    model.init_weights(0, std=0.3)
     padded = loss_and_gradients(model, packed=False)
     assert distance(padded, loss_and_gradients(model, packed=True)) < 1e-5
 
@@ -306,7 +312,7 @@ def test_the_real_one_takes_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention.varlen import varlen_attn
 
     inspect.signature(varlen_attn).bind(*range(7), scale=1.0, window_size=(-1, 0), enable_gqa=True)
-    monkeypatch.setattr(packing, "runs_here", lambda q, v: True)
+    monkeypatch.setattr(packing, "uses_varlen_kernel", lambda q, v: True)
     with torch.device("meta"):
         q, k, v = (
             torch.empty(1, heads, 9, 8, dtype=torch.bfloat16, requires_grad=True)

@@ -236,7 +236,9 @@ def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
     assert "of them trained)" in said
     tokens = Tokens.read(project.root / "data/tokens/val.safetensors")
     merged = load_model(project.root / "models/sft")
-    scores = score(merged, tokens, np.arange(len(tokens)), budget=640, pad_id=0, precision="fp32")
+    scores = score(
+        merged, tokens, np.arange(len(tokens)), max_tokens=640, pad_id=0, precision="fp32"
+    )
     best = project.json("reports/train.json")["best_val_loss"]
     assert scores.mean_loss == pytest.approx(best, abs=1e-5)
     config = project.json("models/adapter/adapter_config.json")

@@ -14,12 +14,12 @@ import torch
 from simple_llama.check import check
 from simple_llama.errors import InputError
 from simple_llama.model.folder import save_model
-from simple_llama.model.lora import LoRA, add_adapters, save_adapter
-from simple_llama.process import claim, file_lock, try_lock
+from simple_llama.model.lora import LoraConfig, add_adapters, save_adapter
+from simple_llama.process import claim_locks, file_lock, try_lock
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.store import Store
-from simple_llama.training.distributed import ALONE
-from simple_llama.training.stored import write_tensors
+from simple_llama.training.distributed import SINGLE_PROCESS
+from simple_llama.training.snapshot_files import write_tensors
 from tests.project import ROOT
 from tests.test_model import random_model
 
@@ -39,10 +39,10 @@ def test_every_file_has_the_mode_that_the_umask_gives(
         monkeypatch.delenv(name, raising=False)
     model = random_model()
     save_model(model, tmp_path / "model")
-    lora = LoRA(rank=1, alpha=1.0, dropout=0.0, targets=("q_proj",))
+    lora = LoraConfig(rank=1, alpha=1.0, dropout=0.0, targets=("q_proj",))
     add_adapters(model, lora, seed=0)
     save_adapter(model, tmp_path / "adapter", lora, "base")
-    write_tensors({"a": torch.zeros(1)}, tmp_path / "state.safetensors", ALONE)
+    write_tensors({"a": torch.zeros(1)}, tmp_path / "state.safetensors", SINGLE_PROCESS)
     with file_lock(tmp_path / ".locks" / "a.lock"):
         pass
     Store(Location.find(), "an experiment")
@@ -62,7 +62,7 @@ def test_a_file_system_without_locks_is_one_line(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.chdir(tmp_path)
-    for lock in (file_lock(Path("a.lock")), try_lock(Path("a.lock")), claim(["gpu"])):
+    for lock in (file_lock(Path("a.lock")), try_lock(Path("a.lock")), claim_locks(["gpu"])):
         with pytest.raises(InputError, match=r"\.lock: this file system has no locks \("), lock:
             raise AssertionError
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")

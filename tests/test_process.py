@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simple_llama.process import claim, dvc_ancestor, file_lock
+from simple_llama.process import claim_locks, dvc_process_id, file_lock
 from tests.project import ROOT
 
 WAITER = """
@@ -20,16 +20,16 @@ with file_lock(Path(sys.argv[1]), "this training"):
 """
 WORKER = """
 import sys
-from simple_llama.process import claim
+from simple_llama.process import claim_locks
 count = 2 if "both" in sys.argv else 1
-with claim(["gpu-a", "gpu-b"], count=count, share="share" in sys.argv) as places:
+with claim_locks(["gpu-a", "gpu-b"], count=count, share="share" in sys.argv) as places:
     print(*places, flush=True)
     sys.stdin.readline()
 """
 STAGE = """
 import time
-from simple_llama.process import dvc_ancestor, ends_with
-with ends_with(dvc_ancestor()):
+from simple_llama.process import dvc_process_id, terminate_with
+with terminate_with(dvc_process_id()):
     print("running", flush=True)
     time.sleep(60)
 """
@@ -125,9 +125,9 @@ def test_a_device_is_shared_only_where_that_is_allowed(tmp_path: Path) -> None:
 
 
 def test_a_cpu_is_nobodys() -> None:
-    with claim([None]) as first, claim([None]) as second:
+    with claim_locks([None]) as first, claim_locks([None]) as second:
         assert first == second == [0]
-    with claim([None], count=3) as three:
+    with claim_locks([None], count=3) as three:
         assert three == [0, 0, 0]
 
 
@@ -155,7 +155,7 @@ def test_a_stage_ends_when_its_dvc_is_gone(number: signal.Signals, tmp_path: Pat
 
 def test_without_dvc_a_stage_has_no_dvc_ancestor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert dvc_ancestor() is None
+    assert dvc_process_id() is None
 
 
 @pytest.mark.parametrize("stage", ["baseline", "train", "evaluate"])

@@ -17,11 +17,17 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.params import TrainParams
 from simple_llama.process import file_lock
 from simple_llama.training.curves import Curves
+from simple_llama.training.fine_tuning import fine_tuning_method
 from simple_llama.training.loop import train
-from simple_llama.training.observer import Diverged, Progress, Snapshot
-from simple_llama.training.recorder import keep_for_inspection, load_state
-from simple_llama.training.resume import Damaged, ResumeFolder, Start, forget, key_lock
-from simple_llama.training.tuning import tuning_of
+from simple_llama.training.recorder import load_resume_state, save_diverged
+from simple_llama.training.resume import (
+    DamagedState,
+    ResumeFolder,
+    TrainingStart,
+    key_lock,
+    remove_published,
+)
+from simple_llama.training.state import Diverged, Progress, Snapshot
 from tests.test_training import Listener, data, new_model, params
 
 SETTINGS = params(
@@ -36,7 +42,7 @@ SETTINGS = params(
 
 def tuned_model(settings: TrainParams) -> Decoder:
     model = new_model(settings.dropout)
-    tuning_of(settings, "base", Path("tokenizer")).prepare(model, settings)
+    fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
     return model
 
 
@@ -47,7 +53,7 @@ class Keeper(Listener):
         super().__init__()
         self.snapshots: list[Snapshot] = []
 
-    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+    def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         now = snapshot()
         tensors = {name: tensor.clone() for name, tensor in now.tensors.items()}
         self.snapshots.append(Snapshot(copy.copy(now.progress), tensors))
@@ -97,17 +103,17 @@ def test_the_snapshot_of_another_model_is_refused() -> None:
         train(new_model(), data(), params(max_steps=2), Listener(), broken)
 
 
-START = Start(run={"local_id": "abc", "started": 5}, ranks=1, threads=2)
+START = TrainingStart(run={"local_id": "abc", "started": 5}, ranks=1, threads=2)
 
 
 def best_model(folder: ResumeFolder, step: int) -> None:
-    folder.best(step).mkdir(parents=True)
-    save_file({"a": torch.full((3,), float(step))}, folder.best(step) / "model.safetensors")
+    folder.best_path(step).mkdir(parents=True)
+    save_file({"a": torch.full((3,), float(step))}, folder.best_path(step) / "model.safetensors")
 
 
 def progress(step: int, best: int) -> Progress:
     return Progress(
-        micro_batch_tokens=64, next_sample=9, sample_distance=2.5, step=step, best_step=best
+        micro_batch_tokens=64, next_sample=9, sample_interval=2.5, step=step, best_step=best
     )
 
 
@@ -124,7 +130,7 @@ def about(step: int, best: int = 0) -> dict[str, Any]:
 def folder(tmp_path: Path) -> ResumeFolder:
     """A state after step 7 whose best model is that of step 6."""
     folder = ResumeFolder(tmp_path / ".resume" / "key", interval=0.0)
-    folder.started(START)
+    folder.load_or_save_start(START)
     curves = Curves()
     curves.add("val", step=6, loss=0.1 + 0.2, timestamp=1_700_000_000_123)
     best_model(folder, 3)
@@ -135,7 +141,7 @@ def folder(tmp_path: Path) -> ResumeFolder:
 
 
 def test_what_is_loaded_is_what_was_saved_last(folder: ResumeFolder) -> None:
-    state = load_state(folder)
+    state = load_resume_state(folder)
     assert state is not None
     assert repr(state.snapshot.progress) == repr(progress(7, 6)), "not a number is kept too"
     assert math.isinf(state.snapshot.progress.best_val_loss)
@@ -151,27 +157,27 @@ def test_what_is_loaded_is_what_was_saved_last(folder: ResumeFolder) -> None:
 
 def test_a_training_keeps_its_run_from_before_its_first_state_on(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "key", interval=0.0)
-    assert load_state(folder) is None
-    assert folder.started(START) is START
+    assert load_resume_state(folder) is None
+    assert folder.load_or_save_start(START) is START
     (folder.folder / "epoch-01").mkdir()
     best_model(folder, 3)
     (folder.folder / ".state.json.tmp").write_bytes(b"{")
-    assert load_state(folder) is None
+    assert load_resume_state(folder) is None
     assert [path.name for path in folder.folder.iterdir()] == ["start.json"]
     other = dataclasses.replace(START, run={"local_id": "def"})
-    assert folder.started(other) == START
+    assert folder.load_or_save_start(other) == START
     several = dataclasses.replace(other, ranks=2)
-    assert folder.started(several) is several, "its results will be others"
-    assert folder.started(other) is other
+    assert folder.load_or_save_start(several) is several, "its results will be others"
+    assert folder.load_or_save_start(other) is other
 
 
 def test_a_start_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "key", interval=0.0)
-    folder.started(START)
+    folder.load_or_save_start(START)
     for content in ("", "[]", "{}", '{"run": 1}'):
         (folder.folder / "start.json").write_text(content)
-        assert folder.started(START) is START
-        assert folder.started(dataclasses.replace(START, run={})) == START
+        assert folder.load_or_save_start(START) is START
+        assert folder.load_or_save_start(dataclasses.replace(START, run={})) == START
 
 
 FILES = ["start.json", "state.json", "state-7.safetensors", "best-6/model.safetensors"]
@@ -194,16 +200,18 @@ def test_a_damaged_state_is_one_line_and_a_fresh_start(
     else:
         path.write_bytes(b"")
     if (name, damage) == ("state.json", "gone"):
-        assert load_state(folder) is None, "that is how a training looks before its first state"
+        assert load_resume_state(folder) is None, (
+            "that is how a training looks before its first state"
+        )
         assert [path.name for path in folder.folder.iterdir()] == ["start.json"]
         return
     if damage == "flip" and name.endswith(".json"):
         # the flipped byte may stand where nothing depends on it
-        load_state(folder)
+        load_resume_state(folder)
         return
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedState):
         folder.load()
-    assert load_state(folder) is None
+    assert load_resume_state(folder) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert "the resume state is damaged, training starts from the beginning" in line
     assert not folder.folder.exists()
@@ -214,9 +222,9 @@ def test_a_damaged_state_is_one_line_and_a_fresh_start(
 )
 def test_a_state_of_another_shape_is_damaged(folder: ResumeFolder, content: str) -> None:
     (folder.folder / "state.json").write_text(content)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedState):
         folder.load()
-    assert load_state(folder) is None
+    assert load_resume_state(folder) is None
 
 
 def test_a_state_that_cannot_be_written_leaves_the_one_before(
@@ -225,10 +233,10 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "state")
 
-    monkeypatch.setattr("simple_llama.training.stored.write_safetensors", full)
+    monkeypatch.setattr("simple_llama.training.snapshot_files.write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         folder.save({"model.a": torch.zeros(3)}, about(9), step=9, best=0)
-    state = load_state(folder)
+    state = load_resume_state(folder)
     assert state is not None
     assert state.snapshot.progress.step == 7
 
@@ -252,7 +260,7 @@ def test_saving_takes_at_most_its_share_of_the_time(
         clock[0] += 3.0
         save_file(tensors, path)
 
-    monkeypatch.setattr("simple_llama.training.stored.write_safetensors", slow)
+    monkeypatch.setattr("simple_llama.training.snapshot_files.write_safetensors", slow)
     eager.save({"model.a": torch.zeros(3)}, about(9), step=9, best=0)
     clock[0] += 149.0
     assert not eager.is_due(), "3 seconds of saving are 2% of 150"
@@ -263,14 +271,14 @@ def test_saving_takes_at_most_its_share_of_the_time(
 
 def test_a_published_state_is_forgotten_by_its_run_only(folder: ResumeFolder) -> None:
     root = folder.folder.parents[1]
-    forget(root, "r1")
-    folder.published("r1")
-    forget(root, "r2")
-    assert load_state(folder) is not None, "another run's evaluation"
+    remove_published(root, "r1")
+    folder.mark_published("r1")
+    remove_published(root, "r2")
+    assert load_resume_state(folder) is not None, "another run's evaluation"
     with file_lock(key_lock(root, folder.folder.name)):
-        forget(root, "r1")
-        assert load_state(folder) is not None, "somebody uses it"
-    forget(root, "r1")
+        remove_published(root, "r1")
+        assert load_resume_state(folder) is not None, "somebody uses it"
+    remove_published(root, "r1")
     assert not folder.folder.exists()
 
 
@@ -282,8 +290,8 @@ def test_what_a_training_diverged_on_is_kept_and_nothing_to_continue_from(
     model.lm_head.weight.data[5] = math.nan
     with pytest.raises(Diverged) as raised:
         train(model, given, settings, Listener())
-    kept = keep_for_inspection(raised.value, given, folder)
-    assert load_state(folder) is None
+    kept = save_diverged(raised.value, given, folder)
+    assert load_resume_state(folder) is None
     said = json.loads((kept / "diverged.json").read_text())
     assert said["step"] == 1
     assert "the update was not made" in said["reason"]

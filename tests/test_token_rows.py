@@ -23,7 +23,9 @@ def test_rows_never_trained_start_as_the_mean_of_the_others(tied: bool, tmp_path
             weight[5] = 0
     save_model(base, tmp_path / "base")
     for size in (94, 100):
-        model = load_model(tmp_path / "base", vocab_size=size, known=90, control=[5, 6, 91])
+        model = load_model(
+            tmp_path / "base", vocab_size=size, trained_vocab_size=90, control_ids=[5, 6, 91]
+        )
         assert model.config.vocab_size == max(size, 97)
         for new, old in (
             (model.embed_tokens.weight, base.embed_tokens.weight),
@@ -42,7 +44,7 @@ def test_rows_never_trained_start_as_the_mean_of_the_others(tied: bool, tmp_path
 def test_a_base_that_was_trained_is_read_as_it_is(tmp_path: Path) -> None:
     base = random_model()
     save_model(base, tmp_path)
-    model = load_model(tmp_path, vocab_size=97, known=97, control=[5, 6])
+    model = load_model(tmp_path, vocab_size=97, trained_vocab_size=97, control_ids=[5, 6])
     assert all(map(torch.equal, model.parameters(), base.parameters()))
 
 

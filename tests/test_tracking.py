@@ -18,7 +18,7 @@ import pytest
 from simple_llama import tracking
 from simple_llama.errors import Terminated, terminated_by_signal
 from simple_llama.params import TrackingParams
-from simple_llama.process import main_root, process_start
+from simple_llama.process import main_root, process_start_time
 from simple_llama.tracking import journal, origin, run, store
 from simple_llama.tracking.journal import Call, Outbox, Refused, Spool
 from simple_llama.tracking.location import Location
@@ -236,7 +236,7 @@ def test_who_is_dead() -> None:
     assert not origin.is_dead({})
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert process_start(child.pid) is None, "a zombie does not live"
+    assert process_start_time(child.pid) is None, "a zombie does not live"
     child.wait()
     assert origin.is_dead({**alive, "process.pid": str(child.pid)})
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from simple_llama.data.batches import (
     MicroBatch,
     Plan,
+    batch_by_size,
     collate,
-    cut,
     epoch_order,
+    evenly_spaced,
     micro_batches,
-    split_reply,
-    spread,
+    split_prompt_and_reply,
 )
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
@@ -31,7 +31,9 @@ from simple_llama.params import Params, TrainParams
 from simple_llama.training import gradients
 from simple_llama.training.loop import train
 from simple_llama.training.loss import score, summed_loss
-from simple_llama.training.observer import (
+from simple_llama.training.optimizer import AdamW, learning_rate
+from simple_llama.training.preflight import Preflight
+from simple_llama.training.state import (
     Diverged,
     Progress,
     Snapshot,
@@ -39,8 +41,6 @@ from simple_llama.training.observer import (
     TrainingData,
     TrainResult,
 )
-from simple_llama.training.optimizer import AdamW, learning_rate
-from simple_llama.training.preflight import Preflight
 from tests.test_model import random_model, tiny_config
 
 PAD, STOP = 0, 3
@@ -84,7 +84,7 @@ def data(train_examples: int = 22, val_examples: int = 9) -> TrainingData:
 
 def new_model(dropout: float = 0.0) -> Decoder:
     model = Decoder(tiny_config(), dropout=dropout)
-    model.initialise(0)
+    model.init_weights(0)
     return model
 
 
@@ -98,34 +98,34 @@ class Listener:
         self.saved: list[list[torch.Tensor]] = []
         self.epochs: list[int] = []
 
-    def started(self, plan: Plan, progress: Progress) -> None:
+    def on_train_begin(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.lowerings: list[int] = []
 
-    def preflighted(self, preflight: Preflight) -> None:
+    def on_preflight(self, preflight: Preflight) -> None:
         self.preflight = preflight
 
-    def lowered(self, micro_batch_tokens: int) -> None:
+    def on_out_of_memory(self, micro_batch_tokens: int) -> None:
         self.lowerings.append(micro_batch_tokens)
 
-    def stepped(self, record: StepRecord) -> None:
+    def on_optimizer_step(self, record: StepRecord) -> None:
         self.steps.append(record)
 
-    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+    def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None:
         self.validations.append((step, loss, examples, full))
 
-    def sampled(
+    def on_samples(
         self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
     ) -> None:
         self.samples.append((step, [list(reply) for reply in replies]))
 
-    def improved(self, step: int, model: Decoder) -> None:
+    def on_improvement(self, step: int, model: Decoder) -> None:
         self.saved.append([p.detach().clone() for p in model.parameters()])
 
-    def epoch_ended(self, epoch: int, model: Decoder) -> None:
+    def on_epoch_end(self, epoch: int, model: Decoder) -> None:
         self.epochs.append(epoch)
 
-    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+    def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         pass
 
 
@@ -146,11 +146,15 @@ def test_every_example_once_per_epoch_the_last_partial_step_included(
     examples: int, step_examples: int, epochs: int, seed: int
 ) -> None:
     plan = Plan(
-        examples=examples, step_examples=step_examples, seed=seed, epochs=epochs, max_steps=0
+        num_examples=examples,
+        examples_per_step=step_examples,
+        seed=seed,
+        epochs=epochs,
+        max_steps=0,
     )
     for epoch in range(epochs):
         first = epoch * plan.steps_per_epoch
-        seen = [plan.at(step) for step in range(first, first + plan.steps_per_epoch)]
+        seen = [plan.examples_at(step) for step in range(first, first + plan.steps_per_epoch)]
         assert sorted(np.concatenate(seen).tolist()) == list(range(examples))
         assert all(len(step) == step_examples for step in seen[:-1])
         assert plan.ends_epoch(first + plan.steps_per_epoch - 1)
@@ -173,7 +177,7 @@ def test_micro_batches_hold_each_example_once_within_the_budget(
     lengths: list[int], budget: int, pad_to: int | None
 ) -> None:
     sizes = np.array(lengths)
-    groups = cut(sizes, np.arange(len(sizes)), budget, pad_to)
+    groups = batch_by_size(sizes, np.arange(len(sizes)), budget, pad_to)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(sizes)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(sizes[group].max(), pad_to or 0) <= budget
@@ -184,14 +188,16 @@ def test_targets_are_the_supervised_tokens_and_positions_lie_before_them() -> No
     batch = collate(tokens, np.arange(6), PAD, None)
     flat = batch.ids.flatten()
     found: dict[int, list[int]] = {}
-    for position, target, row in zip(batch.positions, batch.targets, batch.rows, strict=True):
+    for position, target, row in zip(
+        batch.positions, batch.targets, batch.example_index, strict=True
+    ):
         found.setdefault(int(row), []).append(int(target))
         assert int(position) // batch.ids.shape[1] == row
         follows = int(position) + 1
         at_end = follows % batch.ids.shape[1] == 0
         assert at_end or target == STOP or flat[follows] == target
     for row in range(6):
-        assert found[row] == split_reply(tokens, row)[1]
+        assert found[row] == split_prompt_and_reply(tokens, row)[1]
 
 
 def plain_loss(model: Decoder, tokens: Tokens) -> float:
@@ -249,18 +255,20 @@ def test_full_validation_is_token_weighted_over_every_example() -> None:
 @given(budget=st.integers(1, 300))
 def test_scores_do_not_depend_on_the_batch(budget: int) -> None:
     model, tokens = random_model(), examples(7)
-    reference = score(model, tokens, np.arange(7), budget=1, pad_id=PAD, precision="fp32")
-    other = score(model, tokens, np.arange(7), budget=budget, pad_id=PAD, precision="fp32")
+    reference = score(model, tokens, np.arange(7), max_tokens=1, pad_id=PAD, precision="fp32")
+    other = score(model, tokens, np.arange(7), max_tokens=budget, pad_id=PAD, precision="fp32")
     assert np.abs(reference.loss - other.loss).max() < 1e-4
     assert (reference.correct == other.correct).all()
-    assert reference.tokens.tolist() == [len(split_reply(tokens, i)[1]) for i in range(7)]
+    assert reference.tokens.tolist() == [
+        len(split_prompt_and_reply(tokens, i)[1]) for i in range(7)
+    ]
 
 
 def test_scores_come_in_the_order_asked_for() -> None:
     model, tokens = random_model(), examples(7)
     wanted = np.array([5, 0, 3])
-    some = score(model, tokens, wanted, budget=60, pad_id=PAD, precision="fp32")
-    every = score(model, tokens, np.arange(7), budget=60, pad_id=PAD, precision="fp32")
+    some = score(model, tokens, wanted, max_tokens=60, pad_id=PAD, precision="fp32")
+    every = score(model, tokens, np.arange(7), max_tokens=60, pad_id=PAD, precision="fp32")
     assert np.abs(some.loss - every.loss[wanted]).max() < 1e-4
     assert some.tokens.tolist() == every.tokens[wanted].tolist()
 
@@ -370,8 +378,8 @@ def test_interval_validation_uses_the_same_few_examples() -> None:
     _, listener, _ = run(params(eval_interval=5, eval_num_samples=4))
     few = [(step, count) for step, _, count, full in listener.validations if not full]
     assert few == [(0, 4), (5, 4), (10, 4)]
-    assert spread(9, 4).tolist() == [0, 3, 5, 8]
-    assert spread(3, 10).tolist() == [0, 1, 2]
+    assert evenly_spaced(9, 4).tolist() == [0, 3, 5, 8]
+    assert evenly_spaced(3, 10).tolist() == [0, 1, 2]
 
 
 def test_the_best_model_is_kept_not_the_last() -> None:
@@ -481,8 +489,8 @@ def test_the_preflight_takes_the_longest_step_and_changes_nothing(
     monkeypatch.setattr(gradients, "summed_loss", recorded)
 
     class Stop(Listener):
-        def preflighted(self, preflight: Preflight) -> None:
-            super().preflighted(preflight)
+        def on_preflight(self, preflight: Preflight) -> None:
+            super().on_preflight(preflight)
             raise KeyboardInterrupt
 
     model, listener = new_model(0.3), Stop()
@@ -546,7 +554,7 @@ def test_training_learns_to_copy() -> None:
 
 def test_micro_batches_cover_a_step() -> None:
     tokens = examples(10)
-    batches = list(micro_batches(tokens, np.arange(10), budget=60, pad_id=PAD))
+    batches = list(micro_batches(tokens, np.arange(10), max_tokens=60, pad_id=PAD))
     assert sorted(i for batch in batches for i in batch.examples) == list(range(10))
 
 

@@ -294,8 +294,8 @@ def test_a_cache_that_shows_left_padding_shows(
 def test_a_batch_that_keeps_the_wrong_rows_shows(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = KVCache.keep
-    monkeypatch.setattr(KVCache, "keep", lambda self, rows: keep(self, rows - rows.min()))
+    keep = KVCache.select_rows
+    monkeypatch.setattr(KVCache, "select_rows", lambda self, rows: keep(self, rows - rows.min()))
     assert failed(subject) == {ALL[8]}
 
 

@@ -25,8 +25,8 @@ from simple_llama.model.generation import generate
 from simple_llama.params import Params, TrainParams
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
-from simple_llama.training.observer import TrainingData
 from simple_llama.training.preflight import Preflight
+from simple_llama.training.state import TrainingData
 
 WARM_UP = 2
 """Steps that are not counted."""
@@ -49,7 +49,7 @@ STATIC = "transformers, static cache"
 class Listener(bench_training.Listener):
     preflight: Preflight
 
-    def preflighted(self, preflight: Preflight) -> None:
+    def on_preflight(self, preflight: Preflight) -> None:
         self.preflight = preflight
 
 
@@ -158,7 +158,7 @@ def vocabulary(who: str, device: str, positions: int, width: int, entries: int) 
         ids=places[None],
         positions=places,
         targets=targets,
-        rows=np.zeros(0, np.int64),
+        example_index=np.zeros(0, np.int64),
         examples=np.zeros(0, np.int64),
         longest=positions,
         offsets=None,

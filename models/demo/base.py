@@ -23,7 +23,7 @@ from simple_llama.model.folder import save_model
 from simple_llama.params import Params, TrainParams
 from simple_llama.training.console import Console
 from simple_llama.training.loop import train
-from simple_llama.training.observer import TrainingData
+from simple_llama.training.state import TrainingData
 
 BASE = Path("models/demo/base")
 START, END = "<SOS>", "<EOS>"
@@ -84,7 +84,7 @@ def main() -> None:
             dropout=params.dropout,
             fused=params.use_flash_attention,
         )
-        model.initialise(params.seed, shape.init_std)
+        model.init_weights(params.seed, shape.init_std)
         held_out = max(1, round(len(texts) * shape.val_documents))
         encoded = encode(tokenizer, texts, params.max_seq_len)
         data = TrainingData(

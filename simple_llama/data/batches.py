@@ -19,11 +19,11 @@ from simple_llama.data.tokens import Tokens
 
 Indices = NDArray[np.int64]
 
-EVEN = 64
+PAD_MULTIPLE = 64
 """Packed rows, and on a CPU the rows of logits, are padded to a multiple of it: matrix products of
 few shapes are faster."""
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """In the place of a target: what PyTorch's cross-entropy leaves out."""
 
 
@@ -36,10 +36,10 @@ def epoch_order(examples: int, seed: int, epoch: int) -> Indices:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The optimizer steps of a training: every example once per epoch, in steps of
-    `step_examples`, the last of an epoch possibly smaller."""
+    `examples_per_step`, the last of an epoch possibly smaller."""
 
-    examples: int
-    step_examples: int
+    num_examples: int
+    examples_per_step: int
     seed: int
     epochs: int
     max_steps: int
@@ -47,18 +47,18 @@ class Plan:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        return -(-self.examples // self.step_examples)
+        return -(-self.num_examples // self.examples_per_step)
 
     @cached_property
     def steps(self) -> int:
         steps = self.steps_per_epoch * self.epochs
         return min(steps, self.max_steps) if self.max_steps else steps
 
-    def at(self, step: int) -> Indices:
+    def examples_at(self, step: int) -> Indices:
         """The examples of a step (0, 1, ...)."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.examples, self.seed, epoch)
-        return order[place * self.step_examples : (place + 1) * self.step_examples]
+        order = epoch_order(self.num_examples, self.seed, epoch)
+        return order[place * self.examples_per_step : (place + 1) * self.examples_per_step]
 
     def ends_epoch(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
@@ -68,30 +68,30 @@ class Plan:
 class Rank:
     """One of the processes that share the micro-batches of each step."""
 
-    number: int = 0
-    of: int = 1
-    in_step: bool = False
+    rank: int = 0
+    world_size: int = 1
+    sharded: bool = False
     """All compute equally many, idle ones among them: together they gather sharded weights."""
 
-    def share(self, groups: list[Indices], costs: Sequence[int]) -> list[Indices]:
+    def assigned(self, groups: list[Indices], costs: Sequence[int]) -> list[Indices]:
         """Those of the groups that are this rank's: the dearest first, each to whoever has least.
 
         In step, empty groups fill up what others have more.
         """
-        if self.of == 1:
+        if self.world_size == 1:
             return groups
-        loads = [0] * self.of
+        loads = [0] * self.world_size
         shares: list[list[Indices]] = [[] for _ in loads]
         for place in sorted(range(len(groups)), key=lambda place: -costs[place]):
             least = loads.index(min(loads))
             shares[least].append(groups[place])
             loads[least] += costs[place]
-        mine, most = shares[self.number], max(map(len, shares))
-        idle = most - len(mine) if self.in_step else 0
+        mine, most = shares[self.rank], max(map(len, shares))
+        idle = most - len(mine) if self.sharded else 0
         return mine + [np.zeros(0, np.int64)] * idle
 
 
-ALONE = Rank()
+SINGLE_PROCESS = Rank()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class MicroBatch:
         positions               ^ ^ ^             of the inputs that predict them
 
     Either each example is a row, with padding on the right, where causal attention keeps it from
-    the real tokens; or they are packed end to end in one row with less than EVEN at its end.
+    the real tokens; or they are packed end to end in one row, padded to a multiple of PAD_MULTIPLE.
     """
 
     ids: Tensor
@@ -112,7 +112,7 @@ class MicroBatch:
     """(S,) int64: places in the flattened (B * T) inputs whose next token is supervised."""
     targets: Tensor
     """(S,) int64: those next tokens."""
-    rows: Indices
+    example_index: Indices
     """(S,): the place of each target's example among `examples`."""
     examples: Indices
     """(E,): which examples these are."""
@@ -125,49 +125,48 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         return replace(
             self,
-            ids=_sent(self.ids, device),
-            positions=_sent(self.positions, device),
-            targets=_sent(self.targets, device),
-            offsets=None if self.offsets is None else _sent(self.offsets, device),
+            ids=_copy_async(self.ids, device),
+            positions=_copy_async(self.positions, device),
+            targets=_copy_async(self.targets, device),
+            offsets=None if self.offsets is None else _copy_async(self.offsets, device),
         )
 
     def in_fixed_shape(self, examples: int, longest: int, pad_id: int) -> "MicroBatch":
-        """The same packed examples in one of few shapes: a row of a `rounded` number of tokens, as
-        many offsets as of `examples` examples, those without tokens at its end, and a rounded
-        number of targets, of which those beyond the real ones are IGNORED. longest: tokens that no
-        example has more of."""
+        """The same packed examples in one of few shapes: tokens and targets padded to a
+        `bucket_size`, the targets with IGNORE_INDEX; offsets as of `examples` examples, the empty
+        ones last. longest: the most tokens that an example may have."""
         assert self.offsets is not None, "packed"
-        width, targets = rounded(self.ids.shape[1]), rounded(len(self.targets))
+        width, targets = bucket_size(self.ids.shape[1]), bucket_size(len(self.targets))
         more = targets - len(self.targets)
         return replace(
             self,
             ids=F.pad(self.ids, (0, width - self.ids.shape[1]), value=pad_id),
             positions=F.pad(self.positions, (0, more)),
-            targets=F.pad(self.targets, (0, more), value=IGNORED),
+            targets=F.pad(self.targets, (0, more), value=IGNORE_INDEX),
             offsets=F.pad(self.offsets[:-1], (0, examples + 3 - len(self.offsets)), value=width),
             # padding is an example too, of less than what rounding adds
-            longest=max(longest, width // 8 + EVEN),
+            longest=max(longest, width // 8 + PAD_MULTIPLE),
         )
 
 
-def rounded(count: int) -> int:
-    """Up to a multiple of EVEN, and of an eighth of the power of two below it: at most one eighth
-    more, and eight of them between two powers."""
-    grain = max(EVEN, (1 << max(1, count - 1).bit_length() >> 1) // 8)
+def bucket_size(count: int) -> int:
+    """`count` rounded up to a multiple of PAD_MULTIPLE and of an eighth of the power of two below:
+    at most an eighth more, and eight sizes between two powers of two."""
+    grain = max(PAD_MULTIPLE, (1 << max(1, count - 1).bit_length() >> 1) // 8)
     return max(1, -(-count // grain)) * grain
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def _copy_async(tensor: Tensor, device: torch.device) -> Tensor:
     """Copied without waiting, which CUDA does from memory that stays where it is."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-def cut(
+def batch_by_size(
     lengths: Indices,
     examples: Indices,
-    budget: int,
+    max_tokens: int,
     pad_to: int | None,
     *,
     packing: bool = False,
@@ -185,27 +184,27 @@ def cut(
     while start < len(order):
         longest = int(lengths[order[start]])
         if packing:
-            most = int(ends[start]) - longest + budget
+            most = int(ends[start]) - longest + max_tokens
             size = int(np.searchsorted(ends, most, side="right")) - start
         else:
-            size = budget // max(longest, pad_to or 0)
+            size = max_tokens // max(longest, pad_to or 0)
         size = max(1, size)
         batches.append(order[start : start + size])
         start += size
     return batches
 
 
-def even_budget(lengths: Indices, budget: int, pad_to: int | None, ranks: int) -> int:
+def balanced_max_tokens(lengths: Indices, max_tokens: int, pad_to: int | None, ranks: int) -> int:
     """The largest budget, at most `budget`, that cuts examples of these lengths into about equally
     many and equally large micro-batches for each rank."""
     if ranks == 1:
-        return budget
+        return max_tokens
     total = int(np.maximum(lengths, pad_to or 0).sum())
-    rounds = -(-total // (budget * ranks))
+    rounds = -(-total // (max_tokens * ranks))
     return -(-total // (rounds * ranks))
 
 
-def supervised_tokens(tokens: Tokens, examples: Indices) -> int:
+def count_supervised(tokens: Tokens, examples: Indices) -> int:
     """Targets of the loss in these examples."""
     spans = ((int(tokens.starts[i]) + 1, int(tokens.starts[i + 1])) for i in examples)
     return sum(int(np.count_nonzero(tokens.mask[first:end])) for first, end in spans)
@@ -226,7 +225,7 @@ def collate(
     if packing:
         begins = np.cumsum(lengths) - lengths
         end = int(lengths.sum())
-        width = max(EVEN, -(-end // EVEN) * EVEN)
+        width = max(PAD_MULTIPLE, -(-end // PAD_MULTIPLE) * PAD_MULTIPLE)
         longest = max(longest, width - end)
         offsets = torch.from_numpy(np.append(begins, (end, width)).astype(np.int32))
         shape = (1, width)
@@ -248,7 +247,7 @@ def collate(
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(np.concatenate(places)),
         targets=torch.from_numpy(np.concatenate(targets)),
-        rows=np.concatenate(rows),
+        example_index=np.concatenate(rows),
         examples=examples,
         longest=longest,
         offsets=offsets,
@@ -259,24 +258,24 @@ def micro_batches(
     tokens: Tokens,
     examples: Indices,
     *,
-    budget: int,
+    max_tokens: int,
     pad_id: int,
     pad_to: int | None = None,
     packing: bool = False,
-    rank: Rank = ALONE,
+    rank: Rank = SINGLE_PROCESS,
 ) -> Iterator[MicroBatch]:
     """The examples, cut and padded or packed: those that fall to this rank."""
     lengths = tokens.lengths
-    groups = cut(lengths, examples, budget, pad_to, packing=packing)
+    groups = batch_by_size(lengths, examples, max_tokens, pad_to, packing=packing)
     costs = [
         int(lengths[group].sum()) if packing else len(group) * max(lengths[group[0]], pad_to or 0)
         for group in groups
     ]
-    for group in rank.share(groups, costs):
+    for group in rank.assigned(groups, costs):
         yield collate(tokens, group, pad_id, pad_to, packing=packing)
 
 
-def split_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:
+def split_prompt_and_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:
     """An example's inference prompt and its last reply, the closing control token included."""
     span = slice(tokens.starts[example], tokens.starts[example + 1])
     ids, mask = tokens.ids[span], tokens.mask[span]
@@ -284,6 +283,6 @@ def split_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:
     return ids[:start].tolist(), ids[start:].tolist()
 
 
-def spread(examples: int, wanted: int) -> Indices:
+def evenly_spaced(examples: int, wanted: int) -> Indices:
     """`wanted` indices evenly over range(examples), or all of them."""
     return np.unique(np.linspace(0, examples - 1, min(examples, wanted)).round().astype(np.int64))

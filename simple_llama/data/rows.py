@@ -25,7 +25,7 @@ from simple_llama.data.tables import (
     is_columnar,
 )
 from simple_llama.errors import InputError
-from simple_llama.files import head, stand_in
+from simple_llama.files import describe_placeholder, read_head
 
 CHUNK_BYTES = 2**20
 MAX_ROW = 25 * 2**20
@@ -84,8 +84,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     try:
         for file in find_files(path):
             name = name_in(file, path)
-            first = head(file)
-            if first and (other := stand_in(first)):
+            first = read_head(file)
+            if first and (other := describe_placeholder(first)):
                 raise InputError(f"{file}: {other}")
             if is_columnar(first):
                 yield from _table_rows(name, columnar_rows(file, first))

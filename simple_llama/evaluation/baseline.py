@@ -54,8 +54,8 @@ def _score(
         device,
         fused=params.use_flash_attention,
         vocab_size=size,
-        known=tokenizer.base_vocab_size if untrained else None,
-        control=tokenizer.control_ids.values() if untrained else (),
+        trained_vocab_size=tokenizer.base_vocab_size if untrained else None,
+        control_ids=tokenizer.control_ids.values() if untrained else (),
     )
     return evaluate(model, subject.tokens, tokenizer.for_model(folder), params, ranks)
 

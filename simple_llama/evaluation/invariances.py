@@ -21,9 +21,9 @@ from simple_llama.data.batches import (
     Indices,
     MicroBatch,
     epoch_order,
+    evenly_spaced,
     micro_batches,
-    split_reply,
-    spread,
+    split_prompt_and_reply,
 )
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.prompt_formats import Message
@@ -80,7 +80,7 @@ def micro_batching(
     whole = len(examples) * int(tokens.lengths[examples].max())
     losses, gradients = [], []
     for budget in (params.tokens_at_once, 1, whole):
-        batches = micro_batches(tokens, examples, budget=budget, pad_id=tokenizer.pad_id)
+        batches = micro_batches(tokens, examples, max_tokens=budget, pad_id=tokenizer.pad_id)
         losses.append(_mean_loss(model, list(batches), backward=True))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
         model.zero_grad(set_to_none=True)  # lets go of the gradients, which are kept here
@@ -104,7 +104,7 @@ def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: Tr
     """A step's loss, padded to the longest of each micro-batch and padded to max_seq_len."""
     examples = first_step(tokens, params)[: max(2, STEP_TOKENS // params.max_seq_len)]
     batches = partial(
-        micro_batches, tokens, examples, budget=params.tokens_at_once, pad_id=tokenizer.pad_id
+        micro_batches, tokens, examples, max_tokens=params.tokens_at_once, pad_id=tokenizer.pad_id
     )
     ways = batches(), batches(pad_to=params.max_seq_len)
     return _same_loss("padding keeps the loss", model, ways)
@@ -114,7 +114,7 @@ def packing(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: Tr
     """A step's loss, padded and with several examples end to end in one row."""
     examples = first_step(tokens, params)
     several = max(params.tokens_at_once, 2 * int(tokens.lengths[examples].max()))
-    batches = partial(micro_batches, tokens, examples, budget=several, pad_id=tokenizer.pad_id)
+    batches = partial(micro_batches, tokens, examples, max_tokens=several, pad_id=tokenizer.pad_id)
     return _same_loss("packing keeps the loss", model, (batches(), batches(packing=True)))
 
 
@@ -132,7 +132,7 @@ def _same_loss(name: str, model: Decoder, ways: Iterable[Iterator[MicroBatch]]) 
 def first_step(tokens: Tokens, params: TrainParams) -> Indices:
     """The examples of the first optimizer step, or so many of them as make one batch."""
     trained = min(len(tokens), params.max_train_examples or len(tokens))
-    size = min(params.step_examples, STEP_EXAMPLES)
+    size = min(params.examples_per_step, STEP_EXAMPLES)
     examples = epoch_order(trained, params.seed, 0)[:size]
     return examples[: max(2, STEP_TOKENS // int(tokens.lengths[examples].max()))]
 
@@ -159,7 +159,7 @@ def prompt_identity(
     conversations: by example of `tokens`.
     """
     differing = sum(
-        tokenizer.prompt(messages[:-1]) != split_reply(tokens, example)[0]
+        tokenizer.prompt(messages[:-1]) != split_prompt_and_reply(tokens, example)[0]
         for example, messages in conversations.items()
     )
     return Check(
@@ -204,12 +204,12 @@ def _evaluate(
     model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams
 ) -> None:
     """Score and answer a few examples, greedily as evaluate does and sampled as training does."""
-    examples = spread(len(tokens), EVALUATED)
+    examples = evenly_spaced(len(tokens), EVALUATED)
     score(
         model,
         tokens,
         examples,
-        budget=params.tokens_at_once,
+        max_tokens=params.tokens_at_once,
         pad_id=tokenizer.pad_id,
         precision="fp32",
     )
@@ -243,9 +243,9 @@ def random_states(device: torch.device) -> dict[str, object]:
 def some_prompts(tokens: Tokens, max_positions: int) -> list[list[int]]:
     """A few prompts of various lengths, shortest first, cut to where an answer still fits."""
     by_length = np.argsort(tokens.lengths, kind="stable")
-    chosen = by_length[spread(len(tokens), PROMPTS)]
+    chosen = by_length[evenly_spaced(len(tokens), PROMPTS)]
     room = max(1, max_positions - NEW_TOKENS)
-    return sorted((split_reply(tokens, int(i))[0][:room] for i in chosen), key=len)
+    return sorted((split_prompt_and_reply(tokens, int(i))[0][:room] for i in chosen), key=len)
 
 
 def cached_generation(

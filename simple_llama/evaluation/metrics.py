@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from simple_llama.data.batches import Indices, cut, split_reply, spread
+from simple_llama.data.batches import Indices, batch_by_size, evenly_spaced, split_prompt_and_reply
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.data.tool_calls import called_in
@@ -17,7 +17,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
 from simple_llama.params import EvaluateParams
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loss import Scores, score
 
 SHARE = 0.5
@@ -46,7 +46,7 @@ def evaluate(
     tokens: Tokens,
     tokenizer: ChatTokenizer,
     params: EvaluateParams,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
     """Score every example, and answer those whose reference is short, plus a few long ones; the
     ranks share the work, and each gets the whole result."""
@@ -56,7 +56,7 @@ def evaluate(
         model,
         tokens,
         np.arange(len(tokens)),
-        budget=budget,
+        max_tokens=budget,
         pad_id=tokenizer.pad_id,
         precision=params.precision,
         ranks=ranks,
@@ -67,7 +67,7 @@ def evaluate(
         answers = _answer(model, tokens, tokenizer, short, most, budget, ranks)
         # a reply that goes on, or holds a control token, is not the reference's text alone
         unended = {i for i, ids in answers.items() if len(ids) > most or tokenizer.has_control(ids)}
-        some_long = long[spread(len(long), LONG_SAMPLES)] if len(long) else long
+        some_long = long[evenly_spaced(len(long), LONG_SAMPLES)] if len(long) else long
         longest = int(tokens.lengths.max())
         answers |= _answer(model, tokens, tokenizer, some_long, longest, budget, ranks)
     replies = {i: tokenizer.decode(ids) for i, ids in answers.items()}
@@ -103,13 +103,15 @@ def _same(reply: str, wanted: str, *, calls: bool) -> bool:
 def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indices]:
     """The examples whose reference has at most max_tokens tokens, and the others."""
     # the last reply's closing control token is not counted
-    sizes = np.array([len(split_reply(tokens, i)[1]) - 1 for i in range(len(tokens))], np.int64)
+    sizes = np.array(
+        [len(split_prompt_and_reply(tokens, i)[1]) - 1 for i in range(len(tokens))], np.int64
+    )
     return np.flatnonzero(sizes <= max_tokens), np.flatnonzero(sizes > max_tokens)
 
 
 def reference(tokens: Tokens, tokenizer: ChatTokenizer, example: int) -> str:
     """The last reply as the tokenizer gives it back."""
-    return tokenizer.decode(split_reply(tokens, example)[1][:-1])
+    return tokenizer.decode(split_prompt_and_reply(tokens, example)[1][:-1])
 
 
 def _answer(
@@ -125,13 +127,13 @@ def _answer(
 
     One token more than allowed shows a reply that does not end.
     """
-    prompts = {int(i): split_reply(tokens, int(i))[0] for i in examples}
+    prompts = {int(i): split_prompt_and_reply(tokens, int(i))[0] for i in examples}
     lengths = np.zeros(len(tokens), np.int64)
     for example, prompt in prompts.items():
         lengths[example] = len(prompt) + max_tokens
     replies: dict[int, list[int]] = {}
-    groups = cut(lengths, examples, budget, None)
-    mine = ranks.share(groups, [len(group) * int(lengths[group[0]]) for group in groups])
+    groups = batch_by_size(lengths, examples, budget, None)
+    mine = ranks.assigned(groups, [len(group) * int(lengths[group[0]]) for group in groups])
     for group in tqdm(mine, desc="answering", unit="batch", disable=None, leave=False):
         answers = generate(
             model,
@@ -140,7 +142,7 @@ def _answer(
             stop_ids=tokenizer.stop_ids,
         )
         replies |= {int(i): ids for i, ids in zip(group, answers, strict=True)}
-    return {i: ids for part in ranks.gathered(replies) for i, ids in part.items()}
+    return {i: ids for part in ranks.all_gather(replies) for i, ids in part.items()}
 
 
 def summarise(

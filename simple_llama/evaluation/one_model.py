@@ -39,7 +39,7 @@ def evaluate_file(model: str, prompt_format: str, data: str, out: str | None, de
         pick_device(device),
         fused=params.use_flash_attention,
         vocab_size=size,
-        known=tokenizer.file_vocab_size,
+        trained_vocab_size=tokenizer.file_vocab_size,
     )
     evaluation = evaluate(loaded, held_out.tokens, tokenizer, params)
     report = {

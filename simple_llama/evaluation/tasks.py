@@ -16,7 +16,7 @@ from simple_llama.model.folder import load_config
 from simple_llama.model.weights import is_pth
 from simple_llama.params import BaseParams, Params, TrackingParams
 from simple_llama.pipeline import check_outside_outs
-from simple_llama.training.tuning import MODEL
+from simple_llama.training.fine_tuning import MODEL
 
 RUN = Path("models/run.json")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simple_llama.data.batches import spread
+from simple_llama.data.batches import evenly_spaced
 from simple_llama.data.examples import read_examples
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.prompt_formats import Message
@@ -18,7 +18,7 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation import invariances
 from simple_llama.evaluation.invariances import Check
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import describe, pick_device
+from simple_llama.model.device import describe_device, pick_device
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.params import VALIDATION_SPLIT, BaseParams, Params, TrainParams
 
@@ -34,7 +34,10 @@ CONVERSATIONS_COMPARED = 300
 def verify() -> None:
     """Print each check as soon as it is computed. Raises InputError where one fails."""
     subject = load(Params())
-    print(f"{subject.folder} on {describe(pick_device(subject.params.device), 'fp32')}", flush=True)
+    print(
+        f"{subject.folder} on {describe_device(pick_device(subject.params.device), 'fp32')}",
+        flush=True,
+    )
     done = []
     for result in checks(subject):
         print(result, flush=True)
@@ -95,7 +98,7 @@ def load(params: Params) -> Subject:
 def _conversations(val: Tokens) -> Mapping[int, Sequence[Message]]:
     # of a line that makes several examples, the last ends with the line's last reply
     last = np.flatnonzero(np.diff(val.rows, append=-1))
-    chosen = last[spread(len(last), CONVERSATIONS_COMPARED)]
+    chosen = last[evenly_spaced(len(last), CONVERSATIONS_COMPARED)]
     examples = {int(val.rows[example]): int(example) for example in chosen}
     found = {
         examples[row]: example.messages

@@ -127,7 +127,7 @@ class Replier:
         kept = next(
             (at for at, (a, b) in enumerate(pairs) if a != b), min(len(read), len(prompt) - 1)
         )
-        self._cache.rewind(kept)
+        self._cache.crop(kept)
         self._read = list(prompt)
         return kept
 
@@ -157,7 +157,7 @@ def load_replier(
         folder,
         where,
         vocab_size=size,
-        known=tokenizer.file_vocab_size if own else tokenizer.base_vocab_size,
+        trained_vocab_size=tokenizer.file_vocab_size if own else tokenizer.base_vocab_size,
     )
     if uses_bf16(where, "auto") and model.config.mla is None:
         for name, parameter in model.named_parameters():  # not the rotary frequencies

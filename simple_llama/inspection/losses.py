@@ -29,8 +29,8 @@ def token_losses(folder: str, tokenizer: Path) -> TokenLosses:
         device,
         fused=params.use_flash_attention,
         vocab_size=chat.vocab_size,
-        known=chat.base_vocab_size if lacks else None,
-        control=chat.control_ids.values() if lacks else (),
+        trained_vocab_size=chat.base_vocab_size if lacks else None,
+        control_ids=chat.control_ids.values() if lacks else (),
     ).eval()
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simple_llama.model import kernels, packing
-from simple_llama.model.blocks import blockwise_attention, within
+from simple_llama.model.blocks import blockwise_attention, sliding_window_mask
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm
 from simple_llama.model.packing import Packed
@@ -72,13 +72,13 @@ class KVCache:
         real = keys >= self.padding[:, None, None]
         return ((causal & real) | (keys == queries))[:, None]
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Drop all but these rows of the batch."""
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
         self.padding = self.padding[rows]
 
-    def rewind(self, length: int) -> None:
+    def crop(self, length: int) -> None:
         """Forget all but the first `length` positions."""
         self.length = min(self.length, length)
 
@@ -105,10 +105,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(
             queries * config.head_dim,
             width,
-            bias=bias if config.output_bias is None else config.output_bias,
+            bias=bias if config.o_proj_bias is None else config.o_proj_bias,
         )
         self.scale, self.softcap = config.attention_multiplier, config.attn_logit_softcapping
-        self.rotates, self.window = config.rotates(layer), config.window(layer)
+        self.uses_rope, self.window = config.uses_rope(layer), config.window(layer)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             heads = {"head": (1, 1), "width": (queries, keys)}[config.qk_norm]
@@ -136,7 +136,7 @@ class Attention(nn.Module):
         v = v.view(B, T, -1, self.head_dim).transpose(1, 2)
         if self.qk_norm == "head":
             q, k = self._normed(q, k)
-        if self.rotates:
+        if self.uses_rope:
             q, k = self._rotated(q, rotary), self._rotated(k, rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -183,10 +183,10 @@ def attend(
     if window is not None and window >= (mask.longest if isinstance(mask, Packed) else k.shape[2]):
         window = None  # it hides nothing
     if isinstance(mask, Packed):
-        if fused and softcap is None and packing.runs_here(q, v):
+        if fused and softcap is None and packing.uses_varlen_kernel(q, v):
             return packing.packed_attention(q, k, v, mask, window, scale)
         plain = softcap is None and window is None
-        if fused and plain and kernels.packs_here(q):
+        if fused and plain and kernels.uses_cpu_attention(q):
             return kernels.packed_attention(q, k, v, mask, scale)
         if fused and not plain and not torch.compiler.is_compiling():
             examples = (tuple(x[:, :, span] for x in (q, k, v)) for span in mask.spans())
@@ -213,7 +213,7 @@ def attend(
                 return blockwise_attention(
                     q, k, v, mask, window, kernel, recompute=softcap is not None
                 )
-            seen = within(T, k.shape[2], window, q.device)
+            seen = sliding_window_mask(T, k.shape[2], window, q.device)
             mask = seen if mask is None else seen & mask
         causal = mask is None
     return kernel(q, k, v, attn_mask=mask, is_causal=causal).reshape(B, H, T, -1)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from simple_llama.model.kernels import LONGEST
+from simple_llama.model.kernels import MAX_KEPT_KEYS
 
-QUERIES = 256
+BLOCK_QUERIES = 256
 """Of a block."""
 
 
-def within(
+def sliding_window_mask(
     queries: int, keys: int, window: int | None, device: torch.device | None = None
 ) -> Tensor:
     """Which of the keys each of the last queries sees: those up to itself, at most `window` of
@@ -44,15 +44,15 @@ def blockwise_attention(
     """
     T, S = q.shape[2], k.shape[2]
     blocks = []
-    for first in range(0, T, QUERIES):
-        end = min(first + QUERIES, T)
+    for first in range(0, T, BLOCK_QUERIES):
+        end = min(first + BLOCK_QUERIES, T)
         high = S - T + end
         low = 0 if window is None else max(0, S - T + first - window + 1)
-        seen = within(end - first, high - low, window, q.device)
+        seen = sliding_window_mask(end - first, high - low, window, q.device)
         if mask is not None:
             seen = seen & mask[:, :, first:end, low:high]
         block = (q[:, :, first:end], k[:, :, low:high], v[:, :, low:high], seen)
-        if recompute and high - low > LONGEST and torch.is_grad_enabled():
+        if recompute and high - low > MAX_KEPT_KEYS and torch.is_grad_enabled():
             blocks.append(checkpoint(kernel, *block, use_reentrant=False, preserve_rng_state=False))
         else:
             blocks.append(kernel(*block))

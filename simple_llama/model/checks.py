@@ -5,7 +5,7 @@ from typing import Any
 
 from simple_llama.errors import InputError
 
-Found = Mapping[str, Any]
+ConfigDict = Mapping[str, Any]
 """What a config.json holds, or a part of it."""
 
 
@@ -29,14 +29,14 @@ def is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < 1e18
 
 
-def wanted(found: Found, key: str) -> Any:
+def required_key(found: ConfigDict, key: str) -> Any:
     """Raises InputError where it is missing."""
     if key not in found:
         raise InputError(f"missing {key!r}")
     return found[key]
 
 
-def positive_integer(found: Found, key: str) -> int:
+def positive_integer(found: ConfigDict, key: str) -> int:
     """Raises InputError where it is none."""
     value = found[key]
     if type(value) is not int or not 1 <= value < 2**31:
@@ -44,7 +44,7 @@ def positive_integer(found: Found, key: str) -> int:
     return value
 
 
-def positive(found: Found, key: str) -> float:
+def positive(found: ConfigDict, key: str) -> float:
     """Raises InputError where it is no positive number."""
     value = found[key]
     if not is_positive(value):

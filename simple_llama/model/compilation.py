@@ -19,7 +19,7 @@ def compile_layers(model: Decoder) -> None:
         layer.forward = partial(_forward, compiled, layer)
 
 
-def leave_uncompiled(model: Decoder) -> None:
+def undo_compilation(model: Decoder) -> None:
     """Undo compile_layers, also where it failed."""
     for layer in model.layers:
         vars(layer).pop("forward", None)

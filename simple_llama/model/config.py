@@ -14,7 +14,7 @@ MLA = "simple_llama_mla"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentShape:
+class MLAConfig:
     """Widths of multi-head latent attention, under the names of DeepSeek-V2's config
     (https://arxiv.org/abs/2405.04434)."""
 
@@ -59,7 +59,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     attention_bias: bool = False
     """On queries, keys and values."""
-    output_bias: bool | None = None
+    o_proj_bias: bool | None = None
     """On attention's output; None: as attention_bias."""
     mlp_bias: bool = False
     model_type: str = "llama"
@@ -98,7 +98,7 @@ class ModelConfig:
     """What logits are divided by."""
     fused_projections: bool = False
     """Queries, keys and values come from one matrix, and the MLP's gate and up from another."""
-    mla: LatentShape | None = None
+    mla: MLAConfig | None = None
     """Latent instead of grouped-query attention; head_dim is then that of queries and keys."""
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class ModelConfig:
             assert self.num_key_value_heads == self.num_attention_heads
             assert self.head_dim == self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
 
-    def rotates(self, layer: int) -> bool:
+    def uses_rope(self, layer: int) -> bool:
         """Whether this layer knows positions."""
         return self.rotary_layers is None or self.rotary_layers[layer]
 
@@ -199,10 +199,10 @@ class ModelConfig:
     def max_length(self) -> int:
         """Longest sequence that generation makes, in tokens: within what pretraining saw, and
         computed here."""
-        return min(self.max_position_embeddings, self.most_positions or 2**31)
+        return min(self.max_position_embeddings, self.max_supported_positions or 2**31)
 
     @property
-    def most_positions(self) -> int | None:
+    def max_supported_positions(self) -> int | None:
         """The longest sequence that is computed right, in tokens; None: any."""
         scaling = self.rope_scaling
         return scaling.original_max_position_embeddings if isinstance(scaling, LongRoPE) else None

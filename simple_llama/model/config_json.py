@@ -9,7 +9,7 @@ from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
-from simple_llama.model.checks import wanted
+from simple_llama.model.checks import required_key
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.families import FAMILIES, LAYER_TYPE, LAYER_TYPES, SHARED, Family
 from simple_llama.model.rope_scaling import ROPE_TYPES, read_scaling
@@ -38,16 +38,16 @@ def read_config(path: Path) -> ModelConfig:
 def _model_config(config: dict[str, Any]) -> ModelConfig:
     family = FAMILIES[config["model_type"]]
     found = {**family.absent, **config}
-    heads, width = wanted(found, "num_attention_heads"), wanted(found, "hidden_size")
+    heads, width = required_key(found, "num_attention_heads"), required_key(found, "hidden_size")
     if type(heads) is not int or type(width) is not int or min(heads, width) < 1:
         raise InputError("num_attention_heads and hidden_size must be positive integers")
     rope = _rope(found, family)
-    positions = wanted(found, "max_position_embeddings")
+    positions = required_key(found, "max_position_embeddings")
     shared = {
-        "vocab_size": wanted(found, "vocab_size"),
+        "vocab_size": required_key(found, "vocab_size"),
         "hidden_size": width,
-        "intermediate_size": wanted(found, "intermediate_size"),
-        "num_hidden_layers": wanted(found, "num_hidden_layers"),
+        "intermediate_size": required_key(found, "intermediate_size"),
+        "num_hidden_layers": required_key(found, "num_hidden_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": found.get("num_key_value_heads") or heads,
         "head_dim": found.get("head_dim") or width // heads,

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simple_llama.model.attention import Attention, KVCache
 from simple_llama.model.config import ModelConfig
-from simple_llama.model.kernels import RMSNorm, add_dropped
+from simple_llama.model.kernels import RMSNorm, dropout_add
 from simple_llama.model.mla import LatentAttention
 from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotary_angles, rotary_frequencies
@@ -59,7 +59,7 @@ class MLP(nn.Module):
         return self.down_proj(self.act(gate) * up)  # type: ignore[no-any-return]
 
 
-def norm_of(config: ModelConfig) -> RMSNorm:
+def residual_norm(config: ModelConfig) -> RMSNorm:
     """A norm of the residual stream."""
     return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
@@ -76,7 +76,7 @@ class DecoderLayer(nn.Module):
 
         def add_norm(name: str | None) -> None:
             if name:
-                self.add_module(name, norm_of(config))
+                self.add_module(name, residual_norm(config))
 
         # in the order in which they compute, which is that of the parameters
         add_norm(before)
@@ -106,7 +106,7 @@ class DecoderLayer(nn.Module):
         if self.multiplier != 1:
             branch = branch * self.multiplier
         if self.training and self.dropout:
-            return add_dropped(x, branch, self.dropout)
+            return dropout_add(x, branch, self.dropout)
         return x + branch
 
 
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.recompute_blocks = False
+        self.checkpoint_blocks = False
         """Keep only what enters each block for the backward pass, and compute it again there."""
         # given a weight it draws none, which on the meta device imports PyTorch's compiler: seconds
         drawn = torch.empty(config.vocab_size, config.hidden_size)
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer, dropout=dropout, fused=fused)
             for layer in range(config.num_hidden_layers)
         )
-        self.norm = norm_of(config)
+        self.norm = residual_norm(config)
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
         local = rotary_frequencies(config, local=True) if config.rope_local_theta else None
         self.register_buffer("local_frequencies", local, persistent=False)
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
             x = x * self.config.embedding_multiplier
         for number, layer in enumerate(self.layers):
             angles = rotary if local is None or not self.config.window(number) else local
-            if self.recompute_blocks and torch.is_grad_enabled():
+            if self.checkpoint_blocks and torch.is_grad_enabled():
                 # with the random state of the first time, so dropout is the same
                 x = checkpoint(layer, x, angles, cache, mask, use_reentrant=False)
             else:
@@ -192,7 +192,7 @@ class Decoder(nn.Module):
         """Float32 scores over the vocabulary, (..., V) of hidden (..., D)."""
         return self.lm_head(hidden).float()  # type: ignore[no-any-return]
 
-    def initialise(self, seed: int, std: float = 0.02) -> None:
+    def init_weights(self, seed: int, std: float = 0.02) -> None:
         """Random weights for pretraining: normal(0, std), the residual branches' outputs
         scaled down by the root of their number (GPT-2, section 2.3 of its paper)."""
         generator = torch.Generator().manual_seed(seed)

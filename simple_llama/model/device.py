@@ -10,9 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from simple_llama.errors import InputError
-from simple_llama.process import claim
+from simple_llama.process import claim_locks
 
-WITHOUT_PLANS = [
+SDPA_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
@@ -21,7 +21,7 @@ WITHOUT_PLANS = [
 each token has a new number of keys, which is most likely why a call took 16.5 ms on an H200."""
 
 
-def devices(name: str) -> list[torch.device]:
+def allowed_devices(name: str) -> list[torch.device]:
     """The devices that params.yaml's `device` allows: auto and cuda mean any GPU; auto a CPU where
     there is none.
 
@@ -44,11 +44,11 @@ def devices(name: str) -> list[torch.device]:
 
 def pick_device(name: str) -> torch.device:
     """The first of the devices that params.yaml's `device` allows."""
-    return devices(name)[0]
+    return allowed_devices(name)[0]
 
 
 @contextlib.contextmanager
-def claimed(
+def claim_devices(
     name: str, count: int | Literal["auto"], *, share: bool
 ) -> Iterator[list[torch.device]]:
     """Hold so many devices that params.yaml's `device` allows and that no other stage of this
@@ -57,7 +57,7 @@ def claimed(
 
     Raises InputError where this machine has too few.
     """
-    candidates = devices(name)
+    candidates = allowed_devices(name)
     if count == "auto":
         count = len(candidates)
     names = [_lock_name(device) for device in candidates]
@@ -65,7 +65,7 @@ def claimed(
         raise InputError(
             f"num_devices: got {count}, but {len(candidates)} of device {name} are visible"
         )
-    with claim(names, count=count, share=share) as places:
+    with claim_locks(names, count=count, share=share) as places:
         yield [candidates[place] for place in places]
 
 
@@ -95,7 +95,7 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """The context in which forward passes run."""
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
-            stack.enter_context(sdpa_kernel(WITHOUT_PLANS))
+            stack.enter_context(sdpa_kernel(SDPA_BACKENDS))
         if uses_bf16(device, precision):
             stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
         yield
@@ -119,13 +119,13 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def release_memory(device: torch.device) -> None:
+def empty_cache(device: torch.device) -> None:
     """Give what PyTorch caches back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def environment(device: torch.device, precision: str) -> dict[str, str]:
+def numeric_environment(device: torch.device, precision: str) -> dict[str, str]:
     """What of the machine decides the last digits of a result, and whether it repeats exactly."""
     kind = "bf16" if uses_bf16(device, precision) else "fp32"
     if device.type == "cuda":
@@ -139,14 +139,14 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
     }
 
 
-def compute_deterministically() -> None:
+def use_deterministic_algorithms() -> None:
     """From now on by PyTorch's deterministic algorithms; what has none raises a RuntimeError that
     `has_no_deterministic` tells. Before anything computes: cuBLAS is told once."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
 
-def has_no_deterministic(error: RuntimeError) -> str | None:
+def nondeterministic_operation(error: RuntimeError) -> str | None:
     """The operation for which PyTorch has no deterministic algorithm, where it says so."""
     found = re.match(r"(.+?) does not have a deterministic implementation", str(error))
     return found and found[1]
@@ -157,7 +157,7 @@ def is_deterministic(device: torch.device) -> bool:
     return device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
 
 
-def describe(device: torch.device, precision: str) -> str:
+def describe_device(device: torch.device, precision: str) -> str:
     """For a person: 'cpu, 2 threads, fp32'."""
     kind = "bf16" if uses_bf16(device, precision) else "fp32"
     if device.type == "cuda":

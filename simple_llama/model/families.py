@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from simple_llama.errors import InputError
-from simple_llama.model.checks import Found, positive_integer, wanted
-from simple_llama.model.config import MLA, LatentShape, ModelConfig
+from simple_llama.model.checks import ConfigDict, positive_integer, required_key
+from simple_llama.model.config import MLA, MLAConfig, ModelConfig
 
 SHARED = (
     "vocab_size",
@@ -74,13 +74,13 @@ class Family:
     """Whether its layers may be of several kinds."""
     local_rope: bool = False
     """Whether layers with a window have rotary positions of their own."""
-    read: Callable[[Found], dict[str, Any]] = lambda found: {}
+    read: Callable[[ConfigDict], dict[str, Any]] = lambda found: {}
     """Fields that take more than a key of their name ..."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     """... and the keys of them."""
 
 
-def _flags(found: Found, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...] | None:
+def _flags(found: ConfigDict, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...] | None:
     """One of each layer, from a list of at least as many kinds; None where there is none.
 
     Raises InputError."""
@@ -96,9 +96,9 @@ def _flags(found: Found, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...
     return tuple(kinds[kind] for kind in listed[:layers])
 
 
-def _layers(found: Found) -> int:
+def _layers(found: ConfigDict) -> int:
     """How many, before a list is made of so many."""
-    layers = wanted(found, "num_hidden_layers")
+    layers = required_key(found, "num_hidden_layers")
     if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
         raise InputError(
             f"num_hidden_layers: got {layers!r:.80}, wanted a positive integer up to {MAX_LAYERS}"
@@ -106,7 +106,7 @@ def _layers(found: Found) -> int:
     return layers
 
 
-def _windows(found: Found, sliding: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(found: ConfigDict, sliding: Callable[[int], bool]) -> dict[str, Any]:
     """The window of the layers that layer_types names; where it is left out, that are sliding."""
     window = found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
     flags = _flags(found, "layer_types", LAYER_TYPES)
@@ -118,7 +118,7 @@ def _windows(found: Found, sliding: Callable[[int], bool]) -> dict[str, Any]:
     return {"sliding_window": window, "sliding_layers": flags} if any(flags) else {}
 
 
-def _layers_from_on(found: Found) -> dict[str, Any]:
+def _layers_from_on(found: ConfigDict) -> dict[str, Any]:
     """Qwen's windows: from one layer on."""
     first = found["max_window_layers"]
     if type(first) is not int:
@@ -138,7 +138,7 @@ def _window_keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _smollm3(found: Found) -> dict[str, Any]:
+def _smollm3(found: ConfigDict) -> dict[str, Any]:
     """Each layer but every n-th knows positions; that one may have a window."""
     flags = _flags(found, "no_rope_layers", {1: True, 0: False})
     if flags is None:
@@ -149,7 +149,7 @@ def _smollm3(found: Found) -> dict[str, Any]:
     return {"rotary_layers": None if all(rotary) else rotary, **windows}
 
 
-def _gemma(found: Found, every: int = 2) -> dict[str, Any]:
+def _gemma(found: ConfigDict, every: int = 2) -> dict[str, Any]:
     """Scaled embeddings and scores; each layer but every n-th has a window."""
     flags = _flags(found, "layer_types", LAYER_TYPES)
     return {
@@ -160,7 +160,7 @@ def _gemma(found: Found, every: int = 2) -> dict[str, Any]:
     }
 
 
-def _gemma3(found: Found) -> dict[str, Any]:
+def _gemma3(found: ConfigDict) -> dict[str, Any]:
     """The layers with a window have rotary positions of their own."""
     own = (found.get("rope_parameters") or {}).get("sliding_attention") or {}
     if (kind := own.get("rope_type", "default")) != "default":
@@ -182,9 +182,9 @@ def _gemma_keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _latent(found: Found) -> dict[str, Any]:
-    shape = {one.name: wanted(found, one.name) for one in fields(LatentShape)}
-    return {"mla": LatentShape(**shape)}
+def _latent(found: ConfigDict) -> dict[str, Any]:
+    shape = {one.name: required_key(found, one.name) for one in fields(MLAConfig)}
+    return {"mla": MLAConfig(**shape)}
 
 
 FAMILIES = {
@@ -209,7 +209,7 @@ FAMILIES = {
             "num_key_value_heads": 32,
             "max_window_layers": 28,
         },
-        fixed={"attention_bias": True, "output_bias": False},
+        fixed={"attention_bias": True, "o_proj_bias": False},
         layer_types=True,
         read=_layers_from_on,
         write=_window_keys,
@@ -237,7 +237,7 @@ FAMILIES = {
         layer_types=True,
         read=_smollm3,
         write=lambda config: {
-            "no_rope_layers": [int(config.rotates(n)) for n in range(config.num_hidden_layers)],
+            "no_rope_layers": [int(config.uses_rope(n)) for n in range(config.num_hidden_layers)],
             **_window_keys(config),
         },
     ),
@@ -272,8 +272,8 @@ FAMILIES = {
         },
         partial_rotary=True,
         write=lambda config: (
-            {"original_max_position_embeddings": config.most_positions}
-            if config.most_positions
+            {"original_max_position_embeddings": config.max_supported_positions}
+            if config.max_supported_positions
             else {}
         ),
     ),

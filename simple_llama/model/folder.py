@@ -21,8 +21,8 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.pth import read_pth
-from simple_llama.model.sharding import fill, shard, whole
-from simple_llama.model.token_rows import initialised, untrained
+from simple_llama.model.sharding import copy_full_tensor, full_tensor, shard
+from simple_llama.model.token_rows import initialise_rows, untrained_ids
 from simple_llama.model.weights import (
     DTYPES,
     QUANTISED,
@@ -53,8 +53,8 @@ def load_model(
     dropout: float = 0.0,
     fused: bool = True,
     vocab_size: int = 0,
-    known: int | None = None,
-    control: Collection[int] = (),
+    trained_vocab_size: int | None = None,
+    control_ids: Collection[int] = (),
     sharded: bool = False,
 ) -> Decoder:
     """The decoder in float32, its weights read one tensor after the other.
@@ -64,7 +64,7 @@ def load_model(
     vocab_size: ids it must have an embedding for.
     known: how many of them the weights were trained with (None: as many as are stored), and
     control: ids of control tokens. Rows never trained become the mean of the others, see
-    token_rows.initialised.
+    token_rows.initialise_rows.
 
     Raises InputError naming what is missing, left over, of the wrong shape, no number or not
     supported.
@@ -83,9 +83,13 @@ def load_model(
             parameter, stored = parameters[tensor.parameter], tensor.read()
             check_range(stored, parameter.dtype, f"{path}: tensor {tensor.name!r}")
             if tensor.parameter in (EMBEDDING, HEAD):
-                trained = len(stored) if known is None else min(known, len(stored))
-                stored = initialised(stored, trained, max(trained, vocab_size), control)
-            fill(parameter, stored)
+                trained = (
+                    len(stored)
+                    if trained_vocab_size is None
+                    else min(trained_vocab_size, len(stored))
+                )
+                stored = initialise_rows(stored, trained, max(trained, vocab_size), control_ids)
+            copy_full_tensor(parameter, stored)
     return model
 
 
@@ -101,7 +105,9 @@ def check_weights(path: str | Path) -> None:
     _check_tensors(Path(path), tensors, model, config.vocab_size)
 
 
-def check_token_rows(path: str | Path, known: int, control: Mapping[str, int]) -> None:
+def check_token_rows(
+    path: str | Path, trained_vocab_size: int, control_ids: Mapping[str, int]
+) -> None:
     """That a base was trained with all control tokens, by name: adapters learn no embeddings.
 
     known: ids that its tokenizer came with. Raises InputError naming tokens that it was not.
@@ -110,9 +116,9 @@ def check_token_rows(path: str | Path, known: int, control: Mapping[str, int]) -
     missing: set[int] = set()
     for tensor in tensors:
         if tensor.parameter in (EMBEDDING, HEAD):
-            missing |= untrained(tensor.read(), known, control.values())
+            missing |= untrained_ids(tensor.read(), trained_vocab_size, control_ids.values())
     if missing:
-        names = ", ".join(name for name, one in control.items() if one in missing)
+        names = ", ".join(name for name, one in control_ids.items() if one in missing)
         raise InputError(
             f"lora_rank: {path} has no trained embedding of {names}, and adapters learn none: "
             "wanted 0, or a prompt_format whose tokens it was trained with"
@@ -250,10 +256,10 @@ def check_fits(
             "entries for the tokens that were added",
             flush=True,
         )
-    if config.most_positions is not None and config.most_positions < max_seq_len:
+    if config.max_supported_positions is not None and config.max_supported_positions < max_seq_len:
         raise InputError(
-            f"{path}: beyond {config.most_positions} tokens its longrope has other frequencies, "
-            f"which are not supported: wanted max_seq_len ({max_seq_len}) up to that"
+            f"{path}: beyond {config.max_supported_positions} tokens its longrope has other "
+            f"frequencies, which are not supported: wanted max_seq_len ({max_seq_len}) up to that"
         )
     if config.max_position_embeddings < max_seq_len:
         print(
@@ -274,7 +280,7 @@ def save_model(
 ) -> None:
     """Write the folder whole or not at all: weights, config, and the tokenizer files of the folder
     `tokenizer` beside them; `finish` may change them before they stand. Of a sharded model, one
-    parameter after the other is gathered, for which the other ranks call `gather`.
+    parameter after the other is gathered, for which the other ranks call `gather_full_tensors`.
 
     Raises InputError where a weight is no number of the dtype, or the disk refuses.
     """
@@ -304,7 +310,7 @@ def _state(model: Decoder) -> dict[str, Tensor]:
     state = {}
     for name, parameter in model.named_parameters():  # names a shared tensor once
         full = name if name.startswith("lm_head.") else f"model.{name}"
-        state[full] = whole(parameter).float().cpu().contiguous()
+        state[full] = full_tensor(parameter).float().cpu().contiguous()
     return state
 
 

@@ -92,7 +92,7 @@ def stream(
             tokens = chosen[:, None]
             if len(alive) <= len(rows) // 2:
                 keep = torch.tensor(alive, device=tokens.device)
-                cache.keep(keep)
+                cache.select_rows(keep)
                 tokens = tokens[keep]
                 rows = [rows[place] for place in alive]
     finally:

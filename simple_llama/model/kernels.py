@@ -17,28 +17,28 @@ from torch import Tensor, nn
 
 from simple_llama.model.packing import Packed
 
-LONGEST = 512
+MAX_KEPT_KEYS = 512
 """Keys: beyond them attention's weights, kept for the backward pass, cost more time than to compute
 them again, as PyTorch's own kernel does."""
-QUERIES = 256
+BLOCK_QUERIES = 256
 """Whose scores are computed at once: keys that none of them may see are left out."""
-GRAIN = 32
+BLOCK_MULTIPLE = 32
 """Queries and keys of a block are multiples of it, so that few shapes occur: a matrix product is
 compiled for its shape when it is met first, which takes longer than to compute it."""
-SCORES = 2**20
+MAX_SCORES = 2**20
 """At once, about: 2 MB in bfloat16, a core's cache."""
-LOGITS = 2**19
+MAX_LOGITS = 2**19
 """At once: 2 MB in float32."""
 
 
-def packs_here(q: Tensor) -> bool:
+def uses_cpu_attention(q: Tensor) -> bool:
     """Whether `packed_attention` computes these queries: on a CPU, not compiled."""
     return q.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def runs_here(x: Tensor) -> bool:
+def uses_cpu_kernels(x: Tensor) -> bool:
     """Whether x's gradient will be computed by these functions."""
-    return packs_here(x) and torch.is_grad_enabled()
+    return uses_cpu_attention(x) and torch.is_grad_enabled()
 
 
 class RMSNorm(nn.RMSNorm):
@@ -56,7 +56,7 @@ class RMSNorm(nn.RMSNorm):
         weight: Tensor = self.weight
         if self.offset:  # in float32, where the sum keeps what a small weight says
             x, weight = x.float(), weight.float() + self.offset
-        if runs_here(x):
+        if uses_cpu_kernels(x):
             return _RMSNorm.apply(x, weight, self.eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
         # of x's type, so that one kernel computes it where the weight is held in another
         weight = weight.to(x.dtype)
@@ -85,9 +85,9 @@ class _RMSNorm(torch.autograd.Function):
         return dx, dweight, None, None
 
 
-def add_dropped(x: Tensor, branch: Tensor, rate: float) -> Tensor:
+def dropout_add(x: Tensor, branch: Tensor, rate: float) -> Tensor:
     """x + dropout(branch)."""
-    if not runs_here(x):
+    if not uses_cpu_kernels(x):
         return x + F.dropout(branch, rate)
     # a random word decides four elements, so rates are multiples of 2^-16
     dropped = round(rate * 2**16)
@@ -106,7 +106,7 @@ def packed_attention(
     _, H, N, K = q.shape
     G = k.shape[1]
     offsets = packed.offsets.tolist()
-    if packed.longest > LONGEST:
+    if packed.longest > MAX_KEPT_KEYS:
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
         lengths = [end - begin for begin, end in pairwise(offsets)]
         examples = zip(*(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True)
@@ -127,8 +127,8 @@ class _PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         # the last example's blocks may end beyond the row
-        q = F.pad(q * scale, (0, 0, 0, GRAIN))
-        k, v = F.pad(k, (0, 0, 0, GRAIN)), F.pad(v, (0, 0, 0, GRAIN))
+        q = F.pad(q * scale, (0, 0, 0, BLOCK_MULTIPLE))
+        k, v = F.pad(k, (0, 0, 0, BLOCK_MULTIPLE)), F.pad(v, (0, 0, 0, BLOCK_MULTIPLE))
         weights = []
         for block in _blocks(offsets, *q.shape[:2]):
             scores = torch.bmm(q[block.queries].flatten(1, 2), k[block.keys].transpose(1, 2))
@@ -175,7 +175,8 @@ class _Block:
     """Where its queries do."""
     count: int
     size: int
-    """count, made a multiple of GRAIN: the rest may be of the next example, and has no say."""
+    """count, rounded up to a multiple of BLOCK_MULTIPLE. What is added may be of the next example,
+    and is left out of the result."""
     first: bool
     """Of its example, and the one with the most keys."""
 
@@ -202,25 +203,30 @@ class _Block:
 
 def _blocks(offsets: list[int], groups: int, share: int) -> Iterator[_Block]:
     for begin, end in pairwise(offsets):
-        for place in reversed(range(begin, end, QUERIES)):
-            count = min(QUERIES, end - place)
-            size = -(-count // GRAIN) * GRAIN
-            heads = max(1, SCORES // (share * size * (place + size - begin)))
+        for place in reversed(range(begin, end, BLOCK_QUERIES)):
+            count = min(BLOCK_QUERIES, end - place)
+            size = -(-count // BLOCK_MULTIPLE) * BLOCK_MULTIPLE
+            heads = max(1, MAX_SCORES // (share * size * (place + size - begin)))
             for head in range(0, groups, heads):
                 yield _Block(
-                    slice(head, head + heads), begin, place, count, size, place + QUERIES >= end
+                    slice(head, head + heads),
+                    begin,
+                    place,
+                    count,
+                    size,
+                    place + BLOCK_QUERIES >= end,
                 )
 
 
-def even_rows(x: Tensor, multiple: int) -> Tensor:
+def pad_rows(x: Tensor, multiple: int) -> Tensor:
     """x (S, D), below it zeros to a multiple of so many rows, for the sake of few shapes."""
-    return F.pad(x, (0, 0, 0, -len(x) % multiple)) if runs_here(x) else x
+    return F.pad(x, (0, 0, 0, -len(x) % multiple)) if uses_cpu_kernels(x) else x
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy in nats of logits (S, V) and targets (S,), summed, in float32. There may be
     more rows of logits; all may be overwritten."""
-    if runs_here(logits):
+    if uses_cpu_kernels(logits):
         return _SummedCrossEntropy.apply(logits, targets)  # type: ignore[no-any-return, no-untyped-call]
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
@@ -232,7 +238,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         loss = torch.zeros(())
-        rows = max(1, LOGITS // logits.shape[1])
+        rows = max(1, MAX_LOGITS // logits.shape[1])
         for first in range(0, len(targets), rows):
             target = targets[first : first + rows, None]
             part = logits[first : first + len(target)]

@@ -29,7 +29,7 @@ PEFT_PREFIX = "base_model.model.model."
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoraConfig:
     """Which adapters a model has."""
 
     rank: int
@@ -41,31 +41,31 @@ class LoRA:
     """The names of the projections that have one, in every layer."""
 
 
-class LoRALinear(nn.Linear):
+class LoraLinear(nn.Linear):
     """A frozen projection and its adapter; weight and bias keep their names."""
 
-    def __init__(self, base: nn.Linear, lora: LoRA) -> None:
+    def __init__(self, base: nn.Linear, lora: LoraConfig) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.lora_A = nn.Linear(base.in_features, lora.rank, bias=False)
         self.lora_B = nn.Linear(lora.rank, base.out_features, bias=False)
         self.dropout = lora.dropout
-        self.scale = lora.alpha / lora.rank
+        self.scaling = lora.alpha / lora.rank
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        change: Tensor = self.lora_B(self.scale * self.lora_A(dropped))  # scaled where it is small
+        change: Tensor = self.lora_B(self.scaling * self.lora_A(dropped))  # scaled while small
         return F.linear(x, self.weight, self.bias) + change
 
-    def merged(self) -> nn.Linear:
+    def merge(self) -> nn.Linear:
         """One plain projection that computes the same without dropout."""
         plain = nn.Linear(self.in_features, self.out_features, device="meta")
-        change = self.scale * self.lora_B.weight @ self.lora_A.weight
+        change = self.scaling * self.lora_B.weight @ self.lora_A.weight
         plain.weight, plain.bias = nn.Parameter((self.weight + change).detach()), self.bias
         return plain
 
 
-def add_adapters(model: Decoder, lora: LoRA, seed: int) -> None:
+def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
     """Freeze the model and give its targets adapters that change nothing yet: A as PEFT draws it,
     uniform up to 1 / sqrt(in), B zero.
 
@@ -89,7 +89,7 @@ def add_adapters(model: Decoder, lora: LoRA, seed: int) -> None:
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
     for parent, name, linear in targets:
-        adapted = LoRALinear(linear, lora)
+        adapted = LoraLinear(linear, lora)
         nn.init.kaiming_uniform_(adapted.lora_A.weight, 5**0.5, generator=generator)
         nn.init.zeros_(adapted.lora_B.weight)
         setattr(parent, name, adapted.to(linear.weight.device))
@@ -106,12 +106,12 @@ def keep_frozen_in_bf16(model: Decoder) -> None:
                 module.weight.data = half
 
 
-def merged(model: Decoder) -> Decoder:
+def merge_adapters(model: Decoder) -> Decoder:
     """A model of plain projections that computes the same; the rest it shares with the given."""
     plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for parent, name, linear in _linears(plain.layers):
-        if isinstance(linear, LoRALinear):
-            setattr(parent, name, linear.merged())
+        if isinstance(linear, LoraLinear):
+            setattr(parent, name, linear.merge())
     return plain
 
 
@@ -119,7 +119,7 @@ def _linears(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """The projections in the layers, each with the module that it is an attribute of."""
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and not isinstance(parent, LoRALinear):
+            if isinstance(child, nn.Linear) and not isinstance(parent, LoraLinear):
                 yield parent, name, child
 
 
@@ -132,7 +132,7 @@ def adapter_parameters(model: Decoder) -> dict[str, nn.Parameter]:
     }
 
 
-def save_adapter(model: Decoder, folder: Path, lora: LoRA, base: str) -> None:
+def save_adapter(model: Decoder, folder: Path, lora: LoraConfig, base: str) -> None:
     """Write the adapter's folder whole or not at all; base: where PEFT finds the model for it."""
     tensors = {
         name: parameter.detach().float().cpu().contiguous()

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDEST = 256
-"""Of a head, in PyTorch's variable-length attention; widths are multiples of EVEN there."""
-EVEN = 8
-NAMES_GROUPS = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 12]
+MAX_HEAD_DIM = 256
+HEAD_DIM_MULTIPLE = 8
+"""What PyTorch's variable-length attention takes."""
+HAS_ENABLE_GQA = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 12]
 """Before, PyTorch's variable-length attention took fewer key than query heads without a word."""
 
 
@@ -55,19 +55,19 @@ class Packed:
         return places, torch.bucketize(places, self.offsets[1:], right=True)
 
 
-def has_kernel(device: torch.device, width: int) -> bool:
+def has_varlen_kernel(device: torch.device, width: int) -> bool:
     """Whether `packed_attention` computes heads of this width in bfloat16 there."""
     return (
         device.type == "cuda"
-        and width <= WIDEST
+        and width <= MAX_HEAD_DIM
         and torch.cuda.get_device_properties(device).major >= 8  # unlike others, compiles
     )
 
 
-def runs_here(q: Tensor, v: Tensor) -> bool:
+def uses_varlen_kernel(q: Tensor, v: Tensor) -> bool:
     """Whether `packed_attention` computes queries and values of this type, width and device."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    return half and has_kernel(q.device, max(q.shape[-1], v.shape[-1]))
+    return half and has_varlen_kernel(q.device, max(q.shape[-1], v.shape[-1]))
 
 
 def packed_attention(
@@ -83,7 +83,7 @@ def packed_attention(
     # the module imports PyTorch's compiler: seconds
     from torch.nn.attention.varlen import varlen_attn
 
-    width = -(-max(q.shape[-1], v.shape[-1]) // EVEN) * EVEN
+    width = -(-max(q.shape[-1], v.shape[-1]) // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
 
     def row(x: Tensor) -> Tensor:
         """(N, H or G, width)"""
@@ -93,7 +93,7 @@ def packed_attention(
         return x.contiguous()
 
     attention: Any = varlen_attn
-    if NAMES_GROUPS and q.shape[1] != k.shape[1]:
+    if HAS_ENABLE_GQA and q.shape[1] != k.shape[1]:
         attention = partial(varlen_attn, enable_gqa=True)
     out = attention(
         row(q),

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from simple_llama.errors import InputError
-from simple_llama.files import head, stand_in
-from simple_llama.model.config import MLA, LatentShape, ModelConfig
+from simple_llama.files import describe_placeholder, read_head
+from simple_llama.model.config import MLA, MLAConfig, ModelConfig
 from simple_llama.model.weights import StoredTensor
 
 CONFIG_CLASS = ("simple_llama.pretraining.config", "TrainingConfig")
@@ -47,7 +47,7 @@ CHUNK = 2**20
 """Bytes read at once."""
 
 FUSED = "attention.qkv_linear"
-PLACES = {
+MODULE_NAMES = {
     "embeddings": "embed_tokens",
     "norm": "norm",
     "final_linear": "lm_head",
@@ -74,7 +74,7 @@ def read_pth(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
 
     Raises InputError where it is none, is damaged, or holds anything else.
     """
-    if other := stand_in(head(path)):
+    if other := describe_placeholder(read_head(path)):
         raise InputError(f"{path}: {other}")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -235,7 +235,7 @@ def _model_config(settings: dict[str, Any], state: dict[str, _Entry]) -> ModelCo
         raise InputError(f"config: n_embd {width!r} is not divided by n_heads {heads!r}")
     latent = None
     if setting("use_mla"):
-        latent = LatentShape(
+        latent = MLAConfig(
             q_lora_rank=setting("q_lora_rank") or None,
             kv_lora_rank=setting("kv_lora_rank"),
             qk_nope_head_dim=setting("qk_nope_head_dim"),
@@ -267,7 +267,7 @@ def _translated(
     """The parameters that a tensor of the checkpoint holds."""
     match = re.fullmatch(r"(?:decoder_blocks\.(\d{1,5})\.)?(.+)\.(weight|bias)", name)
     fused = match is not None and match[2] == FUSED and config.mla is None
-    if match is None or not (fused or match[2] in PLACES):
+    if match is None or not (fused or match[2] in MODULE_NAMES):
         raise InputError(f"tensor {name!r} has no place in a SimpleLLaMA model")
     layer, module, kind = match.groups()
     for place, rows in _parts(name, module, entry.shape, config):
@@ -298,11 +298,11 @@ def _parts(
         parts = {"q_proj": _halves(q, width), "k_proj": _halves(k, width), "v_proj": v.flatten()}
         return [(f"self_attn.{part}", taken) for part, taken in parts.items()]
     if latent and module in ("attention.wq", "attention.wq_b"):
-        return [(PLACES[module], _halves(rows(heads, width), latent.qk_rope_head_dim))]
+        return [(MODULE_NAMES[module], _halves(rows(heads, width), latent.qk_rope_head_dim))]
     if latent and module == "attention.wkv_a":
         rotated = latent.qk_rope_head_dim
-        return [(PLACES[module], _halves(rows(1, latent.kv_lora_rank + rotated), rotated))]
-    return [(PLACES[module], None)]
+        return [(MODULE_NAMES[module], _halves(rows(1, latent.kv_lora_rank + rotated), rotated))]
+    return [(MODULE_NAMES[module], None)]
 
 
 def _halves(rows: Tensor, rotated: int) -> Tensor:

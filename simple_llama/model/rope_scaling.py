@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from simple_llama.errors import InputError
 from simple_llama.model.checks import (
-    Found,
+    ConfigDict,
     check_positive,
     check_sizes,
     is_positive,
     positive,
     positive_integer,
-    wanted,
+    required_key,
 )
 
 ORIGINAL = "original_max_position_embeddings"
@@ -103,27 +103,27 @@ ROPE_TYPES = {
 }
 
 
-def read_scaling(kind: str | None, rope: Found, found: Found) -> RopeScaling | None:
+def read_scaling(kind: str | None, rope: ConfigDict, found: ConfigDict) -> RopeScaling | None:
     """Of a config.json and the rotary settings in it, of one of ROPE_TYPES or none.
 
     Raises InputError naming what is wrong.
     """
     if kind == "linear":
-        return LinearScaling(factor=wanted(rope, "factor"))
+        return LinearScaling(factor=required_key(rope, "factor"))
     longest = found["max_position_embeddings"]
     original = found.get(ORIGINAL, rope.get(ORIGINAL, longest))
     if kind == "llama3":
         return Llama3Scaling(
-            factor=wanted(rope, "factor"),
-            low_freq_factor=wanted(rope, "low_freq_factor"),
-            high_freq_factor=wanted(rope, "high_freq_factor"),
+            factor=required_key(rope, "factor"),
+            low_freq_factor=required_key(rope, "low_freq_factor"),
+            high_freq_factor=required_key(rope, "high_freq_factor"),
             original_max_position_embeddings=original,
         )
     if kind not in ("longrope", "yarn"):
         return None
     original = positive_integer({ORIGINAL: original}, ORIGINAL)
     sizes = {
-        "factor": (wanted(rope, "factor") if kind == "yarn" else rope.get("factor")),
+        "factor": (required_key(rope, "factor") if kind == "yarn" else rope.get("factor")),
         "max_position_embeddings": longest,
     }
     if sizes["factor"] is None:
@@ -142,8 +142,8 @@ def read_scaling(kind: str | None, rope: Found, found: Found) -> RopeScaling | N
             else attention_factor,
         )
     return LongRoPE(
-        short_factor=wanted(rope, "short_factor"),
-        long_factor=wanted(rope, "long_factor"),
+        short_factor=required_key(rope, "short_factor"),
+        long_factor=required_key(rope, "long_factor"),
         original_max_position_embeddings=original,
         attention_factor=_of_longrope(factor, original)
         if attention_factor is None
@@ -160,7 +160,7 @@ def _of_longrope(factor: float, original: int) -> float:
     return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
-def _of_yarn(factor: float, rope: Found) -> float:
+def _of_yarn(factor: float, rope: ConfigDict) -> float:
     """The attention_factor that is not said."""
 
     def scale(weight: float) -> float:

@@ -23,32 +23,32 @@ def shard(model: Decoder, device: torch.device | str) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def at_rest(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Give up what a forward pass without a backward pass leaves gathered."""
     # a method of sharded modules only
-    reshard: Callable[[], None] = getattr(model, "reshard", lambda: None)
-    reshard()
+    of_fsdp: Callable[[], None] = getattr(model, "reshard", lambda: None)
+    of_fsdp()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; every rank has to ask for it."""
-    gather: Callable[[], Tensor] = getattr(tensor, "full_tensor", tensor.detach)
-    return gather()
+    of_dtensor: Callable[[], Tensor] = getattr(tensor, "full_tensor", tensor.detach)
+    return of_dtensor()
 
 
-def gather(model: nn.Module) -> None:
+def gather_full_tensors(model: nn.Module) -> None:
     """Help another rank, which asks for the whole of each parameter, one after the other."""
     for parameter in model.parameters():
-        whole(parameter)
+        full_tensor(parameter)
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be sharded."""
-    part: Callable[[], Tensor] = getattr(tensor, "to_local", tensor.detach)
-    return part()
+    of_dtensor: Callable[[], Tensor] = getattr(tensor, "to_local", tensor.detach)
+    return of_dtensor()
 
 
-def fill(parameter: Tensor, values: Tensor) -> None:
+def copy_full_tensor(parameter: Tensor, values: Tensor) -> None:
     """Copy values, which every rank has, into a parameter that may be sharded."""
     if hasattr(parameter, "to_local"):
         from torch.distributed.tensor import DTensor, distribute_tensor

@@ -10,30 +10,36 @@ import torch
 from torch import Tensor
 
 
-def initialised(stored: Tensor, known: int, size: int, control: Iterable[int]) -> Tensor:
+def initialise_rows(
+    stored: Tensor, trained_vocab_size: int, size: int, control_ids: Iterable[int]
+) -> Tensor:
     """The rows (V, D) as training starts from them, V at least `size`.
 
     Ids from `known` on were added to the tokenizer: their rows, and those of the ids `control`
     that are zero, become the mean of the others. So a token never seen is as likely as the others
     on average, and its norm is not that of zeros, through which gradients grow by hundreds.
     """
-    fresh = sorted({*range(known, size), *(one for one in control if _is_zero(stored, one))})
+    fresh = sorted(
+        {*range(trained_vocab_size, size), *(one for one in control_ids if _is_zero(stored, one))}
+    )
     if not fresh:
         return stored
-    mean = stored[:known].float().mean(dim=0, keepdim=True)
+    mean = stored[:trained_vocab_size].float().mean(dim=0, keepdim=True)
     missing = max(size - len(stored), 0)
     rows = torch.cat((stored.float(), mean.expand(missing, -1)))
     rows[fresh] = mean
     return rows
 
 
-def untrained(stored: Tensor, known: int, control: Iterable[int]) -> set[int]:
+def untrained_ids(stored: Tensor, trained_vocab_size: int, control_ids: Iterable[int]) -> set[int]:
     """Those of the ids `control` whose row in (V, D) cannot have been trained: of a token that was
     added, zero, or the same as another's. A row left at random numbers is not told from others."""
     return {
         one
-        for one in control
-        if one >= min(known, len(stored)) or _is_zero(stored, one) or _is_shared(stored, one)
+        for one in control_ids
+        if one >= min(trained_vocab_size, len(stored))
+        or _is_zero(stored, one)
+        or _is_shared(stored, one)
     }
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
-from simple_llama.files import head, read_json, stand_in
+from simple_llama.files import describe_placeholder, read_head, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -130,7 +130,7 @@ def read_safetensors(files: Sequence[Path]) -> list[StoredTensor]:
 
 
 def _listed(path: Path) -> list[StoredTensor]:
-    if other := stand_in(head(path)):
+    if other := describe_placeholder(read_head(path)):
         raise InputError(f"{path}: {other}")
     try:
         with safe_open(path, framework="pt") as file:

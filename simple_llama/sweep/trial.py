@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from simple_llama.errors import InputError
 from simple_llama.evaluation.comparison.runs import find_runs
 from simple_llama.sweep.ranges import Value
-from simple_llama.training.console import STARTED, VALIDATED
+from simple_llama.training.console import STARTED_LINE, VALIDATED_LINE
 
 LINES_OF_A_FAILURE = 3
 
@@ -41,9 +41,9 @@ def run_trial(
         for line in process.stdout:
             print(line, end="", flush=True)
             last = [*last, line.strip()][-LINES_OF_A_FAILURE:]
-            if found := STARTED.match(line):
+            if found := STARTED_LINE.match(line):
                 steps_an_epoch = _integer(found["steps_an_epoch"])
-            elif found := VALIDATED.match(line):
+            elif found := VALIDATED_LINE.match(line):
                 epoch = -(-_integer(found["step"]) // steps_an_epoch)
                 if not promising(epoch, float(found["loss"])):
                     raise Stopped

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from simple_llama.process import process_start, warn
+from simple_llama.process import process_start_time, warn
 
 DIFF_LIMIT = 1_000_000
 """Characters of uncommitted changes that are kept."""
@@ -144,7 +144,7 @@ def process_tags() -> dict[str, str]:
         "process.boot": _read("/proc/sys/kernel/random/boot_id"),
         "process.namespace": _pid_namespace(),
         "process.pid": str(pid),
-        "process.started": process_start(pid) or "",
+        "process.started": process_start_time(pid) or "",
     }
 
 
@@ -163,7 +163,7 @@ def is_dead(tags: Mapping[str, str]) -> bool:
         return False
     if not same("boot"):
         return bool(here["process.machine"]) and here["process.namespace"] == _FIRST_NAMESPACE
-    return process_start(int(tags["process.pid"])) != tags.get("process.started")
+    return process_start_time(int(tags["process.pid"])) != tags.get("process.started")
 
 
 _FIRST_NAMESPACE = "pid:[4026531836]"

@@ -9,19 +9,19 @@ from tqdm import tqdm
 from simple_llama.data.batches import Plan
 from simple_llama.model.decoder import Decoder
 from simple_llama.process import warn
-from simple_llama.training.observer import Progress, Snapshot, StepRecord
 from simple_llama.training.preflight import Preflight
+from simple_llama.training.state import Progress, Snapshot, StepRecord
 
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
 
-STARTED = re.compile(r"training: .* (?P<steps_an_epoch>[\d,]+) steps an epoch")
-VALIDATED = re.compile(r"step (?P<step>[\d,]+): validation loss (?P<loss>[\d.]+) over all ")
+STARTED_LINE = re.compile(r"training: .* (?P<steps_an_epoch>[\d,]+) steps an epoch")
+VALIDATED_LINE = re.compile(r"step (?P<step>[\d,]+): validation loss (?P<loss>[\d.]+) over all ")
 """How lines begin that say these, for whoever reads a training's output."""
 
 
 class Console:
-    """An Observer that prints. `decode` turns token ids into text, for the samples."""
+    """A Callback that prints. `decode` turns token ids into text, for the samples."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode = decode
@@ -31,9 +31,9 @@ class Console:
         self.val_loss = ""
         self.last_line = perf_counter()
 
-    def started(self, plan: Plan, progress: Progress) -> None:
+    def on_train_begin(self, plan: Plan, progress: Progress) -> None:
         print(
-            f"training: {plan.steps:,} steps of up to {plan.step_examples} examples, "
+            f"training: {plan.steps:,} steps of up to {plan.examples_per_step} examples, "
             f"{plan.steps_per_epoch:,} steps an epoch",
             flush=True,
         )
@@ -48,21 +48,21 @@ class Console:
             dynamic_ncols=True,
         )
 
-    def preflighted(self, preflight: Preflight) -> None:
-        self._say(micro_batches(preflight))
+    def on_preflight(self, preflight: Preflight) -> None:
+        self._say(describe_micro_batches(preflight))
         self._say(
             f"longest step (up to {preflight.longest:,} tokens): {preflight.seconds:.2f} s, "
             f"peak memory {preflight.peak_memory / 1e9:.2f} GB; "
-            f"about {duration(preflight.seconds_left)} of training"
+            f"about {format_duration(preflight.seconds_left)} of training"
         )
 
-    def lowered(self, micro_batch_tokens: int) -> None:
+    def on_out_of_memory(self, micro_batch_tokens: int) -> None:
         warn(
             f"out of memory: micro_batch_tokens is {micro_batch_tokens:,} from here on; "
             "the loss stays the same"
         )
 
-    def stepped(self, record: StepRecord) -> None:
+    def on_optimizer_step(self, record: StepRecord) -> None:
         self.tokens += record.tokens
         self.seconds += record.seconds
         speed = self.tokens / self.seconds
@@ -74,17 +74,17 @@ class Console:
             left = self.seconds / (record.step - self.first) * (self.steps - record.step)
             print(
                 f"step {record.step:,}/{self.steps:,}  epoch {record.epoch:.2f}  {figures}  "
-                f"{duration(left)} left",
+                f"{format_duration(left)} left",
                 flush=True,
             )
             self.last_line = now
 
-    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+    def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None:
         self.val_loss = f"  val {loss:.3f}"
         if full:
             self._say(f"step {step:,}: validation loss {loss:.4f} over all {examples:,} examples")
 
-    def sampled(
+    def on_samples(
         self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
     ) -> None:
         self._say(f"step {step:,}: samples")
@@ -92,13 +92,13 @@ class Console:
             question = " ".join(self.decode(prompt).split())[-70:]
             self._say(f"  ...{question}  ->  {' '.join(self.decode(reply).split())[:100]}")
 
-    def improved(self, step: int, model: Decoder) -> None:
+    def on_improvement(self, step: int, model: Decoder) -> None:
         pass
 
-    def epoch_ended(self, epoch: int, model: Decoder) -> None:
+    def on_epoch_end(self, epoch: int, model: Decoder) -> None:
         pass
 
-    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+    def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         pass
 
     def close(self) -> None:
@@ -112,14 +112,14 @@ class Console:
             self.bar.write(line)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """'45 s', '12 min', '3.4 h'."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def micro_batches(preflight: Preflight) -> str:
+def describe_micro_batches(preflight: Preflight) -> str:
     """How steps are computed: 'micro-batches of up to 2,048 tokens, packed, not compiled'."""
     packed = "packed" if preflight.packed else "padded"
     compiled = "compiled" if preflight.compiled else "not compiled"

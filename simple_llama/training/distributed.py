@@ -20,7 +20,7 @@ from torch import nn
 
 from simple_llama.data.batches import Rank
 from simple_llama.model.decoder import Decoder
-from simple_llama.training.fate import Fate, Process
+from simple_llama.training.failures import RankFailures, RankProcess
 
 T = TypeVar("T")
 
@@ -29,61 +29,61 @@ T = TypeVar("T")
 class Ranks(Rank):
     """This process and the others. Every rank calls each method, in the same order."""
 
-    fate: Fate | None = None
+    failures: RankFailures | None = None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether it is the one that tells, writes and is seen."""
-        return self.number == 0
+        return self.rank == 0
 
-    def total(self, values: NDArray[Any]) -> NDArray[Any]:
+    def all_reduce(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over all ranks, the same on each."""
-        if self.of == 1:
+        if self.world_size == 1:
             return values
         tensor = torch.from_numpy(values.copy())
         torch.distributed.all_reduce(tensor)
         return tensor.numpy()
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What rank 0 gives here."""
-        return self.gathered(value)[0]
+        return self.all_gather(value)[0]
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """What each rank gives, by rank."""
-        if self.of == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.of
+        values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def failing_together(self) -> AbstractContextManager[None]:
-        """Share what ends the block by an error with the other ranks: see Fate.shared."""
-        return self.fate.shared() if self.fate else contextlib.nullcontext()
+    def propagate_errors(self) -> AbstractContextManager[None]:
+        """An error in the block ends all ranks: see RankFailures.propagate."""
+        return self.failures.propagate() if self.failures else contextlib.nullcontext()
 
 
-ALONE = Ranks()
-PATIENCE = timedelta(days=1)
+SINGLE_PROCESS = Ranks()
+TIMEOUT = timedelta(days=1)
 """With a rank that lives but is late, say waiting for a lock. One that dies ends all the others."""
 
 
 @contextlib.contextmanager
-def group(kind: str, *, sharded: bool, url: str = "env://") -> Iterator[Ranks]:
+def init_process_group(kind: str, *, sharded: bool, url: str = "env://") -> Iterator[Ranks]:
     """Join the other ranks; `kind` of device: cpu or cuda. url: where to meet them, as
     torch.distributed.rendezvous reads it; torchrun sets what env:// needs."""
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    store, number, of = next(rendezvous(url))
+    store, rank, world_size = next(rendezvous(url))
     # on a GPU too, what is only said goes between CPUs
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:nccl"
     distributed.init_process_group(
-        backend, store=store, rank=number, world_size=of, timeout=PATIENCE
+        backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
     try:
-        ranks = Ranks(number=number, of=of, in_step=sharded)
-        processes = ranks.gathered(Process.of(number))
-        others = [process for process in processes if process.rank != number]
-        yield dataclasses.replace(ranks, fate=Fate(store, number, others))
+        ranks = Ranks(rank=rank, world_size=world_size, sharded=sharded)
+        processes = ranks.all_gather(RankProcess.current(rank))
+        others = [process for process in processes if process.rank != rank]
+        yield dataclasses.replace(ranks, failures=RankFailures(store, rank, others))
     except BaseException:
         # the group's own end would wait for what a rank that is gone was to send
         atexit.register(os._exit, 1)
@@ -91,7 +91,7 @@ def group(kind: str, *, sharded: bool, url: str = "env://") -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-class Averager:
+class GradientAverager:
     """Averages gradients over the ranks, once all micro-batches of a step are computed.
 
     DistributedDataParallel does it within a backward pass. This one is of nothing: ranks without
@@ -102,7 +102,8 @@ class Averager:
     def __init__(self, model: Decoder, ranks: Ranks) -> None:
         self.model = model
         self.replica: nn.Module | None = None
-        if ranks.of > 1 and not ranks.in_step:  # sharded gradients are averaged as they arise
+        # FSDP2 averages sharded gradients within the backward pass
+        if ranks.world_size > 1 and not ranks.sharded:
             self.replica = nn.parallel.DistributedDataParallel(model)
 
     def average(self) -> None:

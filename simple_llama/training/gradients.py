@@ -7,33 +7,34 @@ import torch
 from torch import Tensor
 
 from simple_llama.data.batches import (
-    ALONE,
+    SINGLE_PROCESS,
     Indices,
     MicroBatch,
     Rank,
-    even_budget,
+    balanced_max_tokens,
+    count_supervised,
     micro_batches,
-    supervised_tokens,
 )
 from simple_llama.errors import InputError
 from simple_llama.model import packing
-from simple_llama.model.compilation import compile_layers, leave_uncompiled
+from simple_llama.model.compilation import compile_layers, undo_compilation
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import (
     autocast,
-    has_no_deterministic,
+    empty_cache,
     is_out_of_memory,
-    release_memory,
+    nondeterministic_operation,
     uses_bf16,
 )
 from simple_llama.params import TrainParams
-from simple_llama.training.distributed import Averager, Ranks
-from simple_llama.training.graphs import Graphs
+from simple_llama.training.callback import Callback
+from simple_llama.training.cuda_graphs import CudaGraphs
+from simple_llama.training.distributed import GradientAverager, Ranks
 from simple_llama.training.loss import summed_loss
-from simple_llama.training.observer import Observer, Progress, TrainingData
+from simple_llama.training.state import Progress, TrainingData
 
 
-class Gradients:
+class GradientAccumulator:
     """Computes them. progress.micro_batch_tokens is halved where memory does not suffice: the
     loss of a step does not depend on how it is cut, nor on how many ranks share it."""
 
@@ -43,12 +44,12 @@ class Gradients:
         data: TrainingData,
         params: TrainParams,
         progress: Progress,
-        observer: Observer,
+        callback: Callback,
         ranks: Ranks,
     ) -> None:
         self.model, self.data, self.params = model, data, params
-        self.progress, self.observer, self.ranks = progress, observer, ranks
-        self.averager = Averager(model, ranks)
+        self.progress, self.callback, self.ranks = progress, callback, ranks
+        self.averager = GradientAverager(model, ranks)
         self.device = next(model.parameters()).device
         self.compiled = False
         self.graphs = self._graphs() if params.cuda_graphs else None
@@ -62,28 +63,28 @@ class Gradients:
         Raises InputError where a single example does not fit in memory, or, sharded, where any
         micro-batch does not: ranks that wait for the rest of one can't agree on anything else.
         """
-        supervised = supervised_tokens(self.data.train, examples)
+        supervised = count_supervised(self.data.train, examples)
         while True:
             # ranks beyond 256 and steps beyond 16 million would repeat a mask, no more
-            torch.manual_seed(seed + (self.ranks.number << 24))
+            torch.manual_seed(seed + (self.ranks.rank << 24))
             loss, failed = torch.zeros(()), False
             try:
                 loss = self._accumulate(self.batches(examples, self.ranks), supervised)
             except RuntimeError as error:
-                if operation := has_no_deterministic(error):
+                if operation := nondeterministic_operation(error):
                     raise InputError(
                         f"deterministic: got true, wanted false on {self.device}: {operation} has "
                         "no deterministic kernel there"
                     ) from None
                 if not is_out_of_memory(error):
                     raise
-                if self.ranks.in_step:
+                if self.ranks.sharded:
                     raise InputError(
                         f"{self.device}: out of memory, wanted a smaller micro_batch_tokens"
                     ) from None
                 failed = True
-            if self.ranks.of > 1:
-                told = self.ranks.total(np.array([loss.item(), failed], np.float64))
+            if self.ranks.world_size > 1:
+                told = self.ranks.all_reduce(np.array([loss.item(), failed], np.float64))
                 loss, failed = torch.tensor(told[0]), bool(told[1])
             if not failed:
                 with autocast(self.device, self.params.precision):
@@ -92,16 +93,16 @@ class Gradients:
             # only here, after the exception, are the tensors that it held free
             self.model.zero_grad(set_to_none=True)
             if self.graphs:
-                self.graphs.forget()
-            release_memory(self.device)
+                self.graphs.clear()
+            empty_cache(self.device)
             self._lower(examples)
 
-    def batches(self, examples: Indices, rank: Rank = ALONE) -> list[MicroBatch]:
+    def batches(self, examples: Indices, rank: Rank = SINGLE_PROCESS) -> list[MicroBatch]:
         """The micro-batches of these examples that are computed by this rank."""
         batches = micro_batches(
             self.data.train,
             examples,
-            budget=self._budget(examples),
+            max_tokens=self._budget(examples),
             pad_id=self.data.pad_id,
             pad_to=self._pad_to,
             packing=self.packing,
@@ -131,7 +132,7 @@ class Gradients:
             width = max(width, config.mla.v_head_dim)
         in_bf16 = uses_bf16(self.device, self.params.precision)
         capped = config.attn_logit_softcapping is not None
-        return in_bf16 and not capped and packing.has_kernel(self.device, width)
+        return in_bf16 and not capped and packing.has_varlen_kernel(self.device, width)
 
     @property
     def _pad_to(self) -> int | None:
@@ -139,7 +140,9 @@ class Gradients:
 
     def _budget(self, examples: Indices) -> int:
         lengths = self.data.train.lengths[examples]
-        return even_budget(lengths, self.progress.micro_batch_tokens, self._pad_to, self.ranks.of)
+        return balanced_max_tokens(
+            lengths, self.progress.micro_batch_tokens, self._pad_to, self.ranks.world_size
+        )
 
     def compile(self, examples: Indices) -> None:
         """Compile the layers, tried on these examples; without it where that fails."""
@@ -149,7 +152,7 @@ class Gradients:
             self.compute(examples, 0)
         except Exception as error:  # whatever the compiler or its toolchain may raise
             _warn("enable_compilation: torch.compile failed", error)
-            leave_uncompiled(self.model)
+            undo_compilation(self.model)
             self.compiled = False
         self.model.zero_grad(set_to_none=True)
 
@@ -162,23 +165,23 @@ class Gradients:
                 with autocast(self.device, self.params.precision):
                     part = summed_loss(self.model, batch.to(self.device)) / supervised
                 # the ranks' gradients are averaged, and wanted is their sum
-                (part * self.ranks.of).backward()  # type: ignore[no-untyped-call]
+                (part * self.ranks.world_size).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         return loss
 
-    def _graphs(self) -> Graphs:
+    def _graphs(self) -> CudaGraphs:
         if self.device.type != "cuda" or not self.packing:
             raise InputError(
                 f"cuda_graphs: got true, wanted false on {self.device} or without packed "
                 "micro-batches"
             )
-        return Graphs(self.model, self.params.precision)
+        return CudaGraphs(self.model, self.params.precision)
 
     def _replayed(self, batch: MicroBatch, supervised: int) -> Tensor | None:
         """A micro-batch's part of the loss by a CUDA graph, or None where there is none for it."""
         assert self.graphs is not None
         params = self.params
-        fixed = batch.in_fixed_shape(params.step_examples, params.max_seq_len, self.data.pad_id)
+        fixed = batch.in_fixed_shape(params.examples_per_step, params.max_seq_len, self.data.pad_id)
         try:
             return self.graphs.compute(fixed, 1 / supervised)
         except Exception as error:  # whatever cannot be captured
@@ -197,7 +200,7 @@ class Gradients:
                 "wanted a smaller max_seq_len or model"
             )
         self.progress.micro_batch_tokens = max(longest, budget // 2)
-        self.observer.lowered(self.progress.micro_batch_tokens)
+        self.callback.on_out_of_memory(self.progress.micro_batch_tokens)
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -16,9 +16,9 @@ import torch
 from simple_llama.params import Params
 from simple_llama.pipeline import dep_digest, read_stages
 
-BASE, TOKENS = "${model_path}", "data/tokens"
+BASE_DEP, TOKENS_DEP = "${model_path}", "data/tokens"
 """Two of the deps, as dvc.yaml writes them."""
-OUTSIDE = ("num_devices",)
+NOT_IN_KEY = ("num_devices",)
 """A param that the state itself holds: it knows its ranks, and refuses others."""
 
 
@@ -39,7 +39,7 @@ class TrainingInputs:
         missing."""
         stage, values = read_stages()["train"], params.values
         return cls(
-            params={name: values[name] for name in stage.params if name not in OUTSIDE},
+            params={name: values[name] for name in stage.params if name not in NOT_IN_KEY},
             files={dep: dep_digest(dep, values) for dep in stage.deps},
             machine=dict(machine),
             torch=torch.__version__,

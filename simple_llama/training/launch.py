@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 import torch
 
 from simple_llama.errors import InputError
-from simple_llama.model.device import claimed, compute_deterministically, devices
+from simple_llama.model.device import allowed_devices, claim_devices, use_deterministic_algorithms
 from simple_llama.params import ExecutionParams
-from simple_llama.process import dvc_ancestor, ends_with
-from simple_llama.training.distributed import ALONE, Ranks, group
+from simple_llama.process import dvc_process_id, terminate_with
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks, init_process_group
 
 Work = Callable[[torch.device, Ranks], None]
 
 
-def on_devices(
+def run_on_devices(
     module: str, params: ExecutionParams, work: Work, *, share: bool, sharded: bool = False
 ) -> None:
     """Call `work`: here, or in a process for each device that runs `module` again.
@@ -31,23 +31,23 @@ def on_devices(
     share: other stages may compute on the same devices. Returns, or exits, when all are done.
     """
     if params.deterministic:
-        compute_deterministically()
+        use_deterministic_algorithms()
     if "LOCAL_RANK" in os.environ:  # torchrun started this process
-        with ends_with(os.getppid(), "torchrun"):
+        with terminate_with(os.getppid(), "torchrun"):
             _as_rank(params, work, sharded)
         return
     with (
-        ends_with(dvc_ancestor()),
-        claimed(params.device, params.num_devices, share=share) as chosen,
+        terminate_with(dvc_process_id()),
+        claim_devices(params.device, params.num_devices, share=share) as chosen,
     ):
         if len(chosen) == 1 and os.environ.get("PET_NNODES", "1") == "1":
-            work(chosen[0], ALONE)
+            work(chosen[0], SINGLE_PROCESS)
         else:
             _launch(module, chosen)
 
 
 def _as_rank(params: ExecutionParams, work: Work, sharded: bool) -> None:
-    kind = devices(params.device)[0].type
+    kind = allowed_devices(params.device)[0].type
     device = torch.device(kind)
     if kind == "cuda":
         device = torch.device(kind, int(os.environ["LOCAL_RANK"]))
@@ -55,7 +55,7 @@ def _as_rank(params: ExecutionParams, work: Work, sharded: bool) -> None:
     if os.environ["RANK"] != "0":  # one is enough to be heard
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         warnings.simplefilter("ignore")
-    with group(kind, sharded=sharded) as ranks, ranks.failing_together():
+    with init_process_group(kind, sharded=sharded) as ranks, ranks.propagate_errors():
         work(device, ranks)
 
 

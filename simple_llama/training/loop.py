@@ -1,6 +1,6 @@
 """The training loop: batches, loss, backward, clip, step, log, save.
 
-It knows nothing of files, DVC or MLflow: it reports to an Observer and asks it to save.
+It knows nothing of files, DVC or MLflow: it reports to a Callback and asks it to save.
 """
 
 import dataclasses
@@ -10,25 +10,17 @@ import time
 import numpy as np
 import torch
 
-from simple_llama.data.batches import Indices, Plan, split_reply, spread
+from simple_llama.data.batches import Indices, Plan, evenly_spaced, split_prompt_and_reply
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
-from simple_llama.model.sharding import at_rest, local, whole
+from simple_llama.model.sharding import full_tensor, reshard, to_local
 from simple_llama.params import TrainParams
-from simple_llama.training.distributed import ALONE, Ranks
-from simple_llama.training.gradients import Gradients
+from simple_llama.training.callback import Callback
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
+from simple_llama.training.gradients import GradientAccumulator
 from simple_llama.training.loss import Scores, score
-from simple_llama.training.observer import (
-    Diverged,
-    Observer,
-    Progress,
-    Snapshot,
-    StepRecord,
-    TrainingData,
-    TrainResult,
-)
-from simple_llama.training.optimizer import AdamW, learning_rate, trained, warmup_steps
+from simple_llama.training.optimizer import AdamW, learning_rate, trainable_parameters, warmup_steps
 from simple_llama.training.preflight import (
     Preflight,
     compilation_pays,
@@ -36,10 +28,18 @@ from simple_llama.training.preflight import (
     longest_step,
     preflight,
 )
+from simple_llama.training.state import (
+    Diverged,
+    Progress,
+    Snapshot,
+    StepRecord,
+    TrainingData,
+    TrainResult,
+)
 
-SPIKE_MEMORY = 50
+SPIKE_WINDOW = 50
 """Steps over which the mean loss is taken that a spike is compared with."""
-SPIKE_PATIENCE = 20
+SPIKE_WARMUP = 20
 """Steps before which nothing is a spike: the mean is still young."""
 
 
@@ -47,16 +47,16 @@ def train(
     model: Decoder,
     data: TrainingData,
     params: TrainParams,
-    observer: Observer,
+    callback: Callback,
     snapshot: Snapshot | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainResult:
     """Train the model in place, from the snapshot on where one is given, together with all ranks.
 
     Raises InputError where the warmup does not fit the steps or a single example not the memory,
     and Diverged.
     """
-    trainer = Trainer(model, data, params, observer, ranks)
+    trainer = Trainer(model, data, params, callback, ranks)
     if snapshot is not None:
         trainer.restore(snapshot)
     return trainer.run()
@@ -68,8 +68,8 @@ def plan_training(examples: int, params: TrainParams) -> Plan:
     Raises InputError where the warmup would not end within them, without a limit.
     """
     plan = Plan(
-        examples=min(examples, params.max_train_examples or examples),
-        step_examples=params.step_examples,
+        num_examples=min(examples, params.max_train_examples or examples),
+        examples_per_step=params.examples_per_step,
         seed=params.seed,
         epochs=params.epochs,
         max_steps=params.max_steps,
@@ -86,24 +86,24 @@ class Trainer:
         model: Decoder,
         data: TrainingData,
         params: TrainParams,
-        observer: Observer,
+        callback: Callback,
         ranks: Ranks,
     ) -> None:
         self.plan = plan_training(len(data.train), params)
         self.model, self.data, self.params = model, data, params
-        self.observer, self.ranks = observer, ranks
+        self.callback, self.ranks = callback, ranks
         self.device = next(model.parameters()).device
-        model.recompute_blocks = params.activation_checkpointing == "blocks"
+        model.checkpoint_blocks = params.activation_checkpointing == "blocks"
         self.optimizer = AdamW(model, params)
         first = params.eval_interval or self.plan.steps_per_epoch
         self.progress = Progress(
-            micro_batch_tokens=params.tokens_at_once, next_sample=first, sample_distance=first
+            micro_batch_tokens=params.tokens_at_once, next_sample=first, sample_interval=first
         )
-        self.gradients = Gradients(model, data, params, self.progress, observer, ranks)
+        self.gradients = GradientAccumulator(model, data, params, self.progress, callback, ranks)
 
     def run(self) -> TrainResult:
         params, plan, progress = self.params, self.plan, self.progress
-        self.observer.started(plan, progress)
+        self.callback.on_train_begin(plan, progress)
         self.model.train()
         if not self._is_over():
             self._preflight()
@@ -117,7 +117,7 @@ class Trainer:
             epoch_ended = plan.ends_epoch(progress.step - 1)
             if epoch_ended:
                 self._end_epoch()
-            self.observer.step_ended(self.snapshot, epoch_ended=epoch_ended)
+            self.callback.on_step_end(self.snapshot, epoch_ended=epoch_ended)
         return TrainResult(
             steps=progress.step,
             epochs=progress.step / plan.steps_per_epoch,
@@ -129,7 +129,9 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """The state between two steps. Order, dropout and samples are functions of (seed, step)."""
-        tensors = {f"model.{name}": p.detach() for name, p in trained(self.model).items()}
+        tensors = {
+            f"model.{name}": p.detach() for name, p in trainable_parameters(self.model).items()
+        }
         for name, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
         return Snapshot(self.progress, tensors)
@@ -137,8 +139,8 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of this training. Raises InputError where it is another's."""
         self.progress = self.gradients.progress = snapshot.progress
-        self.optimizer.make_state()
-        snapshot.fill(self.snapshot().tensors)
+        self.optimizer.init_state()
+        snapshot.copy_into(self.snapshot().tensors)
 
     def _is_over(self) -> bool:
         patience = self.params.early_stopping_patience
@@ -149,23 +151,23 @@ class Trainer:
         """Compute the longest step once, without an update: what fails fails now. What is auto is
         decided by it, before the first step of all."""
         params, progress = self.params, self.progress
-        examples = self.plan.at(longest_step(self.plan, self.data.train.lengths))
+        examples = self.plan.examples_at(longest_step(self.plan, self.data.train.lengths))
         chosen = params.enable_compilation
         if progress.compiled if chosen == "auto" else chosen:
             self.gradients.compile(examples)
         result = self._longest(examples)
         if params.micro_batch_tokens == "auto" and progress.step == 0 and not params.deterministic:
-            fitting = min(self.ranks.gathered(self._fitting_tokens(examples, result)))
+            fitting = min(self.ranks.all_gather(self._fitting_tokens(examples, result)))
             if fitting > progress.micro_batch_tokens:
                 progress.micro_batch_tokens = fitting
                 result = self._longest(examples)
         if chosen == "auto" and progress.compiled is None:
             pays = compilation_pays(self.device, result.seconds_left) and not params.deterministic
-            if self.ranks.told(pays):
+            if self.ranks.broadcast(pays):
                 self.gradients.compile(examples)
                 result = self._longest(examples)
             progress.compiled = self.gradients.compiled
-        self.observer.preflighted(result)
+        self.callback.on_preflight(result)
 
     def _longest(self, examples: Indices) -> Preflight:
         """What the longest step, of these examples, takes."""
@@ -183,7 +185,7 @@ class Trainer:
             plan=self.plan,
             lengths=self.data.train.lengths,
             steps_left=self.plan.steps - self.progress.step,
-            alone=self.ranks.of == 1,
+            single_process=self.ranks.world_size == 1,
         )
         self.optimizer.zero_grad()
         return result
@@ -193,8 +195,8 @@ class Trainer:
         free = free_memory(self.device)
         if free is None:
             return self.progress.micro_batch_tokens
-        weights = sum(local(p).nbytes for p in self.model.parameters())
-        trained = sum(local(p).nbytes for p in self.optimizer.weights.values())
+        weights = sum(to_local(p).nbytes for p in self.model.parameters())
+        trained = sum(to_local(p).nbytes for p in self.optimizer.weights.values())
         batches = self.gradients.batches(examples, self.ranks)
         return fitting_tokens(
             max([batch.ids.numel() for batch in batches], default=1),
@@ -207,13 +209,13 @@ class Trainer:
         """One optimizer step over all its micro-batches."""
         started = time.perf_counter()
         step = self.progress.step
-        examples = self.plan.at(step)
+        examples = self.plan.examples_at(step)
         lr = learning_rate(step, self.plan.steps, self.params)
-        self.optimizer.lr, self.optimizer.number = lr, step
+        self.optimizer.lr, self.optimizer.step_index = lr, step
 
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         computed, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
-        clipped = whole(self.optimizer.clip(self.params.max_grad_norm or math.inf))
+        clipped = full_tensor(self.optimizer.clip_grad_norm(self.params.max_grad_norm or math.inf))
         loss, norm = computed.item(), clipped.item()  # a GPU is waited for here only
         self._check(loss, norm, examples)
         self.optimizer.step()
@@ -223,9 +225,9 @@ class Trainer:
         self.progress.loss_sum += loss * supervised
         self.progress.loss_tokens += supervised
         self.progress.recent_loss += (loss - self.progress.recent_loss) / min(
-            self.progress.step, SPIKE_MEMORY
+            self.progress.step, SPIKE_WINDOW
         )
-        self.observer.stepped(
+        self.callback.on_optimizer_step(
             StepRecord(
                 step=self.progress.step,
                 epoch=self.progress.step / self.plan.steps_per_epoch,
@@ -242,7 +244,7 @@ class Trainer:
         progress, factor = self.progress, self.params.loss_spike
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"loss {loss}, gradient norm {norm}, the update was not made"
-        elif factor and progress.step >= SPIKE_PATIENCE and loss > factor * progress.recent_loss:
+        elif factor and progress.step >= SPIKE_WARMUP and loss > factor * progress.recent_loss:
             what = (
                 f"loss {loss:.4g} is more than loss_spike ({factor:g}) times the recent mean "
                 f"{progress.recent_loss:.4g}, the update was not made"
@@ -263,19 +265,19 @@ class Trainer:
         self._keep_if_better(progress.val_loss)
         epoch, rest = divmod(progress.step, self.plan.steps_per_epoch)
         if rest == 0:
-            self.observer.epoch_ended(epoch, self.model)
+            self.callback.on_epoch_end(epoch, self.model)
 
     def _validate(self, *, full: bool) -> float:
         """Validation loss over the whole split, or always the same eval_num_samples of it."""
         examples = np.arange(len(self.data.val))
         if not full:
-            examples = spread(len(examples), self.params.eval_num_samples)
+            examples = evenly_spaced(len(examples), self.params.eval_num_samples)
         scores = self._score(examples)
         if not math.isfinite(scores.mean_loss):
             step = self.progress.step
-            trained = self.plan.at(step - 1) if step else np.arange(0)
+            trained = self.plan.examples_at(step - 1) if step else np.arange(0)
             raise self._diverged(step, f"validation loss {scores.mean_loss}", trained)
-        self.observer.validated(self.progress.step, scores.mean_loss, len(examples), full=full)
+        self.callback.on_validation(self.progress.step, scores.mean_loss, len(examples), full=full)
         return scores.mean_loss
 
     def _score(self, examples: Indices) -> Scores:
@@ -283,7 +285,7 @@ class Trainer:
             self.model,
             self.data.val,
             examples,
-            budget=self.progress.micro_batch_tokens,
+            max_tokens=self.progress.micro_batch_tokens,
             pad_id=self.data.pad_id,
             precision=self.params.precision,
             ranks=self.ranks,
@@ -294,7 +296,7 @@ class Trainer:
         if val_loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = val_loss, progress.step
             progress.epochs_without_better = 0
-            self.observer.improved(progress.step, self.model)
+            self.callback.on_improvement(progress.step, self.model)
         else:
             progress.epochs_without_better += 1
 
@@ -303,10 +305,10 @@ class Trainer:
         progress, params = self.progress, self.params
         if params.sample_prompts == 0 or progress.step < progress.next_sample:
             return
-        progress.sample_distance *= params.model_gen_multiplier
-        progress.next_sample += math.ceil(progress.sample_distance)
-        examples = spread(len(self.data.val), params.sample_prompts)
-        prompts = [split_reply(self.data.val, int(example))[0] for example in examples]
+        progress.sample_interval *= params.model_gen_multiplier
+        progress.next_sample += math.ceil(progress.sample_interval)
+        examples = evenly_spaced(len(self.data.val), params.sample_prompts)
+        prompts = [split_prompt_and_reply(self.data.val, int(example))[0] for example in examples]
         with autocast(self.device, params.precision):
             replies = generate(
                 self.model,
@@ -316,8 +318,8 @@ class Trainer:
                 temperature=params.sample_temperature,
                 generator=torch.Generator().manual_seed(params.seed + progress.step),
             )
-        at_rest(self.model)
-        self.observer.sampled(progress.step, prompts, replies)
+        reshard(self.model)
+        self.callback.on_samples(progress.step, prompts, replies)
 
 
 def report(result: TrainResult) -> dict[str, float]:

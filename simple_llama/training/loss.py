@@ -12,35 +12,35 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simple_llama.data.batches import EVEN, IGNORED, Indices, MicroBatch, micro_batches
+from simple_llama.data.batches import IGNORE_INDEX, PAD_MULTIPLE, Indices, MicroBatch, micro_batches
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
-from simple_llama.model.kernels import even_rows, summed_cross_entropy
+from simple_llama.model.kernels import pad_rows, summed_cross_entropy
 from simple_llama.model.packing import Packed
-from simple_llama.model.sharding import at_rest
-from simple_llama.training.distributed import ALONE, Ranks
+from simple_llama.model.sharding import reshard
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 
-LOGITS = 2**26
+MAX_LOGITS = 2**26
 """Held at once: 256 MB in float32. A large vocabulary's are computed in parts."""
 
 
 def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
     """Cross-entropy in nats, summed over the batch's supervised tokens."""
     hidden, weight = _supervised(model, batch), model.lm_head.weight
-    if len(hidden) * len(weight) > LOGITS:
+    if len(hidden) * len(weight) > MAX_LOGITS:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         if model.config.logits_scaling != 1:
             hidden = hidden / model.config.logits_scaling
         cap = model.config.final_logit_softcapping
-        return _InParts.apply(hidden, weight, batch.targets, cap, dtype)  # type: ignore[no-any-return, no-untyped-call]
-    logits = model.lm_head(even_rows(hidden, EVEN))
+        return _ChunkedCrossEntropy.apply(hidden, weight, batch.targets, cap, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    logits = model.lm_head(pad_rows(hidden, PAD_MULTIPLE))
     return summed_cross_entropy(logits, batch.targets)
 
 
-class _InParts(torch.autograd.Function):
+class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of hidden (S, D) times weight (V, D), soft-capped or not, summed, without ever
     holding the (S, V) logits: of a part at a time, and its gradient, softmax less one-hot, beside
     it."""
@@ -61,11 +61,11 @@ class _InParts(torch.autograd.Function):
             dweight = None
             if ctx.needs_input_grad[1]:  # summed up in float32, whatever the weight is held in
                 dweight = torch.zeros_like(weight, dtype=torch.float32)
-            rows = max(1, LOGITS // len(weight))
+            rows = max(1, MAX_LOGITS // len(weight))
             for part, dpart, target in zip(
                 *(torch.split(x, rows) for x in (hidden.to(dtype), dhidden, targets[:, None]))
             ):
-                real = target != IGNORED
+                real = target != IGNORE_INDEX
                 target = target.clamp_min(0)  # noqa: PLW2901
                 logits = F.linear(part, cast)
                 if softcap is not None:
@@ -125,10 +125,10 @@ def score(
     tokens: Tokens,
     examples: Indices,
     *,
-    budget: int,
+    max_tokens: int,
     pad_id: int,
     precision: str,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Scores:
     """Score examples in eval mode, without touching any random state.
 
@@ -141,22 +141,22 @@ def score(
     correct = np.zeros(len(tokens), np.int64)
     was_training = model.training
     model.eval()
-    for on_cpu in micro_batches(tokens, examples, budget=budget, pad_id=pad_id, rank=ranks):
+    for on_cpu in micro_batches(tokens, examples, max_tokens=max_tokens, pad_id=pad_id, rank=ranks):
         batch = on_cpu.to(device)
         with autocast(device, precision):
             losses, hits = _losses(model, _supervised(model, batch), batch.targets)
-        rows, size = batch.rows, len(batch.examples)
+        rows, size = batch.example_index, len(batch.examples)
         loss[batch.examples] = np.bincount(rows, losses, size)
         count[batch.examples] = np.bincount(rows, minlength=size)
         correct[batch.examples] = np.bincount(rows, hits, size)
     model.train(was_training)
-    at_rest(model)
-    return Scores(*(ranks.total(values)[examples] for values in (loss, count, correct)))
+    reshard(model)
+    return Scores(*(ranks.all_reduce(values)[examples] for values in (loss, count, correct)))
 
 
 def _losses(model: Decoder, hidden: Tensor, targets: Tensor) -> NDArray[np.float64]:
     """Of each supervised token its loss, and whether it was the most likely one, (2, S)."""
-    rows = max(1, LOGITS // model.config.vocab_size)
+    rows = max(1, MAX_LOGITS // model.config.vocab_size)
     parts = []
     for part, target in zip(torch.split(hidden, rows), torch.split(targets, rows)):
         logits = model.logits(part)

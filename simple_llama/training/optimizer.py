@@ -11,19 +11,19 @@ from torch.optim.adamw import adamw
 
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.sharding import local
+from simple_llama.model.sharding import to_local
 from simple_llama.params import TrainParams
-from simple_llama.training.moments import KINDS, NAMES
-from simple_llama.training.rounding import to_bf16
+from simple_llama.training.moments import MOMENT_NAMES, MOMENTS
+from simple_llama.training.rounding import stochastic_round_bf16
 
-EPSILON = 1e-8
+EPS = 1e-8
 """In AdamW's denominator."""
-SPAN = 2**24
+CHUNK_SIZE = 2**24
 """Weights that are updated at once where they or their moments are not held in float32: what is
 computed of them in between takes some 30 bytes each."""
 
 
-def trained(model: Decoder) -> dict[str, Parameter]:
+def trainable_parameters(model: Decoder) -> dict[str, Parameter]:
     """The parameters that training changes, by name: all, or the adapters'."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -37,13 +37,13 @@ class AdamW:
     """
 
     def __init__(self, model: Decoder, params: TrainParams) -> None:
-        self.weights = trained(model)
+        self.weights = trainable_parameters(model)
         self.params = params
         self.lr = params.max_lr
-        self.number = 0
+        self.step_index = 0
         """Of the step that is made, from 0: what is rounded at random is a function of (seed,
         step)."""
-        self.moments = KINDS[params.optimizer_state]
+        self.moments = MOMENTS[params.optimizer_state]
         self.state: dict[str, dict[str, Tensor]] = {}
         """By parameter, from the first step on: its moments, and the number of steps, a float32
         scalar."""
@@ -55,33 +55,33 @@ class AdamW:
     @property
     def state_bytes(self) -> int:
         """What the moments take on this rank."""
-        each = 2 * self.moments.bytes_each
-        return int(each * sum(local(p).numel() for p in self.weights.values()))
+        each = 2 * self.moments.bytes_per_element
+        return int(each * sum(to_local(p).numel() for p in self.weights.values()))
 
-    def clip(self, most: float) -> Tensor:
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Scale the gradients to a global norm of at most so much, and give what it was, a float32
         scalar that may be sharded."""
         parameters = self.weights.values()
         if all(p.dtype == torch.float32 for p in parameters):
-            norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, most)
+            norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
             return norm
         gradients = [p.grad for p in parameters if p.grad is not None]
         norms = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in gradients]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         for one in gradients:
-            one.mul_((most / (norm + 1e-6)).clamp_max(1.0))
+            one.mul_((max_norm / (norm + 1e-6)).clamp_max(1.0))
         return norm
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter by its gradient."""
-        self.make_state()
+        self.init_state()
         if self.params.optimizer_state == "fp32" and self.params.weights == "fp32":
             self._step_in_float32()
             return
         for index, (name, weight) in enumerate(self.weights.items()):
             # of its own for each, so that what one draws changes no other
-            seed = sha256(f"{self.params.seed} {self.number} {index}".encode()).digest()
+            seed = sha256(f"{self.params.seed} {self.step_index} {index}".encode()).digest()
             generator = Generator(weight.device).manual_seed(int.from_bytes(seed[:7]))
             self._update(name, weight, generator)
 
@@ -105,7 +105,7 @@ class AdamW:
                 beta2=self.params.beta2,
                 lr=self.lr,
                 weight_decay=self.params.weight_decay if decays else 0.0,
-                eps=EPSILON,
+                eps=EPS,
                 maximize=False,
             )
 
@@ -114,27 +114,27 @@ class AdamW:
         state, moments, params = self.state[name], self.moments, self.params
         assert weight.grad is not None, name
         state["step"] += 1
-        steps = self.number + 1
+        steps = self.step_index + 1
         size = self.lr / (1 - params.beta1**steps)
         root = math.sqrt(1 - params.beta2**steps)
         flat, gradient = weight.view(-1), weight.grad.view(-1)
-        for span in _spans(weight.numel()):
+        for span in _chunks(weight.numel()):
             x, g = flat[span].float(), gradient[span].float()
-            mean, square = (moments.read(state, moment, span) for moment in NAMES)
+            mean, square = (moments.read(state, moment, span) for moment in MOMENT_NAMES)
             mean = mean.lerp(g, 1 - params.beta1)
             square = square.mul(params.beta2).addcmul_(g, g, value=1 - params.beta2)
             if self.decays[name]:
                 x = x * (1 - self.lr * params.weight_decay)
-            x = x.addcdiv(mean, square.sqrt().div_(root).add_(EPSILON), value=-size)
-            flat[span] = x if weight.dtype == torch.float32 else to_bf16(x, generator)
-            for moment, value in zip(NAMES, (mean, square)):
+            x = x.addcdiv(mean, square.sqrt().div_(root).add_(EPS), value=-size)
+            flat[span] = x if weight.dtype == torch.float32 else stochastic_round_bf16(x, generator)
+            for moment, value in zip(MOMENT_NAMES, (mean, square)):
                 moments.write(state, moment, span, value, generator)
 
-    def make_state(self) -> None:
+    def init_state(self) -> None:
         """As before the first step, where there is none yet."""
         if not self.state:
             self.state = {
-                name: self.moments.new(p) | {"step": torch.zeros((), device=p.device)}
+                name: self.moments.zeros(p) | {"step": torch.zeros((), device=p.device)}
                 for name, p in self.weights.items()
             }
 
@@ -143,9 +143,9 @@ class AdamW:
             weight.grad = None
 
 
-def _spans(size: int) -> Iterator[slice]:
-    for start in range(0, size, SPAN):
-        yield slice(start, min(start + SPAN, size))
+def _chunks(size: int) -> Iterator[slice]:
+    for start in range(0, size, CHUNK_SIZE):
+        yield slice(start, min(start + CHUNK_SIZE, size))
 
 
 def learning_rate(step: int, steps: int, params: TrainParams) -> float:

@@ -14,13 +14,13 @@ from simple_llama.data.batches import Indices, Plan, epoch_order
 from simple_llama.model.decoder import Decoder
 from simple_llama.training.optimizer import AdamW
 
-ENOUGH = 2**14
+MAX_USEFUL_TOKENS = 2**14
 """Tokens that keep a GPU busy; more at once are not faster."""
-SHARE = 0.8
+MEMORY_SHARE = 0.8
 """Of a GPU's memory that micro_batch_tokens: auto fills, as the longest step takes it."""
-COMPILING = 15.0
+COMPILE_SECONDS = 15.0
 """Seconds: 11 to 13 were measured on an H200, of 24 and of 30 layers."""
-GAIN = 0.04
+COMPILE_GAIN = 0.04
 """Of a step's time, that compiling saves: 4% was measured there with 135M parameters, 25% with
 1.3B."""
 
@@ -45,8 +45,8 @@ class Preflight:
 
 def longest_step(plan: Plan, lengths: Indices) -> int:
     """The first epoch's step (0, 1, ...) with the longest example; `lengths` in tokens."""
-    order = epoch_order(plan.examples, plan.seed, 0)[: plan.steps * plan.step_examples]
-    return int(np.argmax(lengths[order])) // plan.step_examples
+    order = epoch_order(plan.num_examples, plan.seed, 0)[: plan.steps * plan.examples_per_step]
+    return int(np.argmax(lengths[order])) // plan.examples_per_step
 
 
 def preflight(
@@ -59,7 +59,7 @@ def preflight(
     plan: Plan,
     lengths: Indices,
     steps_left: int,
-    alone: bool,
+    single_process: bool,
 ) -> Preflight:
     """Measure `gradients`, which computes those of the longest step and gives the
     micro_batch_tokens that it needed; the optimizer's memory is reserved meanwhile. alone: no other
@@ -74,13 +74,13 @@ def preflight(
     reserve = torch.empty(moments, dtype=torch.uint8, device=device)
     gradients()
     # on a CPU not the time in which it waits for a thread that imports MLflow meanwhile
-    clock = time.thread_time if device.type == "cpu" and alone else time.perf_counter
+    clock = time.thread_time if device.type == "cpu" and single_process else time.perf_counter
     started = clock()
     budget = gradients()
     seconds = clock() - started
     del reserve
-    step = lengths[plan.at(longest_step(plan, lengths))]
-    per_epoch = int(lengths[: plan.examples].sum())
+    step = lengths[plan.examples_at(longest_step(plan, lengths))]
+    per_epoch = int(lengths[: plan.num_examples].sum())
     tokens_left = per_epoch * steps_left / plan.steps_per_epoch
     return Preflight(
         longest=int(step.max()),
@@ -97,14 +97,14 @@ def preflight(
 def fitting_tokens(tokens: int, *, peak: int, held: int, room: int) -> int:
     """micro_batch_tokens, a power of two, that fit into `room` bytes, where micro-batches of
     `tokens` took `peak`, of which `held` belong to the model and its optimizer."""
-    most = (SHARE * room - held) / max(1, peak - held) * tokens
-    return int(2 ** math.floor(math.log2(min(ENOUGH, max(1, most)))))
+    most = (MEMORY_SHARE * room - held) / max(1, peak - held) * tokens
+    return int(2 ** math.floor(math.log2(min(MAX_USEFUL_TOKENS, max(1, most)))))
 
 
 def compilation_pays(device: torch.device, seconds_left: float) -> bool:
     """Whether compiled layers win back the time that compiling takes; on a CPU they lose it, for
     they do without model.kernels."""
-    return device.type == "cuda" and seconds_left * GAIN > COMPILING
+    return device.type == "cuda" and seconds_left * COMPILE_GAIN > COMPILE_SECONDS
 
 
 def peak_memory(device: torch.device) -> int:

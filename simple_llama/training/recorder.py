@@ -16,12 +16,12 @@ from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.weights import write_safetensors
 from simple_llama.process import warn
-from simple_llama.training.console import Console, micro_batches
+from simple_llama.training.console import Console, describe_micro_batches
 from simple_llama.training.curves import Curves
-from simple_llama.training.observer import Diverged, Progress, Snapshot, StepRecord, TrainingData
 from simple_llama.training.preflight import Preflight
-from simple_llama.training.resume import Damaged, OtherRanks, ResumeFolder
-from simple_llama.training.stored import read_snapshot, write_tensors
+from simple_llama.training.resume import DamagedState, ResumeFolder, WorldSizeChanged
+from simple_llama.training.snapshot_files import read_snapshot, write_tensors
+from simple_llama.training.state import Diverged, Progress, Snapshot, StepRecord, TrainingData
 
 METRICS = {
     "val": {"loss": "val/loss"},
@@ -43,7 +43,7 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class ResumeState:
     """What an interrupted training left."""
 
     snapshot: Snapshot
@@ -53,26 +53,26 @@ class State:
     """The steps after which it was continued before."""
 
 
-def load_state(folder: ResumeFolder) -> State | None:
+def load_resume_state(folder: ResumeFolder) -> ResumeState | None:
     """The state to continue from. One that is damaged is removed, with a warning.
 
-    Raises OtherRanks where another number of ranks left it.
+    Raises WorldSizeChanged where another number of ranks left it.
     """
     try:
         loaded = folder.load()
         if loaded is None:
-            folder.restart()
+            folder.clear()
             return None
         path, about = loaded
-        state = State(
+        state = ResumeState(
             snapshot=read_snapshot(Progress(**about["progress"]), path, folder.ranks),
             curves=Curves(about["curves"]),
             samples=about["samples"],
             resumed=about["resumed"],
         )
-    except OtherRanks:
+    except WorldSizeChanged:
         raise
-    except (Damaged, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (DamagedState, SafetensorError, KeyError, TypeError, ValueError) as error:
         warn(f"the resume state is damaged, training starts from the beginning: {error}")
         folder.remove()
         return None
@@ -94,7 +94,7 @@ class Recorder(Console):
         tracker: Tracker,
         folder: ResumeFolder,
         ckpt_epochs: int,
-        state: State | None,
+        state: ResumeState | None,
     ) -> None:
         super().__init__(tokenizer.decode)
         self.save, self.tracker = save, tracker
@@ -106,29 +106,29 @@ class Recorder(Console):
         self.saving_seconds = 0.0
         self.saved_step = self.resumed[-1] if self.resumed else 0
 
-    def started(self, plan: Plan, progress: Progress) -> None:
-        super().started(plan, progress)
+    def on_train_begin(self, plan: Plan, progress: Progress) -> None:
+        super().on_train_begin(plan, progress)
         self.tracker.tag({"steps_planned": str(plan.steps)})
         if self.resumed:
             self.tracker.tag({"resumed_after_steps": ", ".join(map(str, self.resumed))})
             # what the killed process had not sent yet; the rest is known by its timestamps
-            self.send()
+            self.send_metrics()
 
-    def preflighted(self, preflight: Preflight) -> None:
-        super().preflighted(preflight)
+    def on_preflight(self, preflight: Preflight) -> None:
+        super().on_preflight(preflight)
         self.tracker.tag(
             {
                 "preflight.peak_memory_gb": f"{preflight.peak_memory / 1e9:.2f}",
-                "preflight.computes": micro_batches(preflight),
+                "preflight.computes": describe_micro_batches(preflight),
             }
         )
 
-    def lowered(self, micro_batch_tokens: int) -> None:
-        super().lowered(micro_batch_tokens)
+    def on_out_of_memory(self, micro_batch_tokens: int) -> None:
+        super().on_out_of_memory(micro_batch_tokens)
         self.tracker.tag({"micro_batch_tokens_lowered_to": str(micro_batch_tokens)})
 
-    def stepped(self, record: StepRecord) -> None:
-        super().stepped(record)
+    def on_optimizer_step(self, record: StepRecord) -> None:
+        super().on_optimizer_step(record)
         self.curves.add(
             "train",
             step=record.step,
@@ -140,29 +140,29 @@ class Recorder(Console):
             timestamp=_now(),
         )
 
-    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None:
-        super().validated(step, loss, examples, full=full)
+    def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None:
+        super().on_validation(step, loss, examples, full=full)
         self.curves.add("val" if full else "interval", step=step, loss=loss, timestamp=_now())
 
-    def sampled(
+    def on_samples(
         self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
     ) -> None:
-        super().sampled(step, prompts, replies)
+        super().on_samples(step, prompts, replies)
         self.samples += [
             {"step": step, "prompt": self.decode(prompt), "reply": self.decode(reply)}
             for prompt, reply in zip(prompts, replies, strict=True)
         ]
 
-    def improved(self, step: int, model: Decoder) -> None:
-        self.save(model, self.folder.best(step))
+    def on_improvement(self, step: int, model: Decoder) -> None:
+        self.save(model, self.folder.best_path(step))
 
-    def epoch_ended(self, epoch: int, model: Decoder) -> None:
+    def on_epoch_end(self, epoch: int, model: Decoder) -> None:
         if self.ckpt_epochs and epoch % self.ckpt_epochs == 0:
-            self.save(model, self.folder.epoch(epoch))
+            self.save(model, self.folder.epoch_path(epoch))
 
-    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+    def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         if not epoch_ended and not self.folder.is_due():
-            self.folder.not_due()
+            self.folder.skip_save()
             return
         started = time.perf_counter()
         now = snapshot()
@@ -175,14 +175,14 @@ class Recorder(Console):
         self.folder.save(now.tensors, about, step=now.progress.step, best=now.progress.best_step)
         self.saving_seconds += time.perf_counter() - started
         self.saved_step = now.progress.step
-        self.send()
+        self.send_metrics()
 
-    def stopped(self) -> None:
+    def report_interruption(self) -> None:
         """Say what becomes of a training that is being interrupted."""
         start = f"continues after step {self.saved_step:,}" if self.saved_step else "starts afresh"
         warn(f"training stops; the same command {start}", "note")
 
-    def send(self) -> None:
+    def send_metrics(self) -> None:
         """Tell the tracker what it has not heard yet from this process."""
         for curve, names in METRICS.items():
             rows = self.curves.rows[curve]
@@ -199,7 +199,7 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolder) -> Path:
+def save_diverged(error: Diverged, data: TrainingData, folder: ResumeFolder) -> Path:
     """Keep what a training diverged on, in a folder of its own, and drop the resume state: from
     there it would only diverge again. The other ranks, told where, write their part."""
     kept = folder.folder.with_name(f"diverged-{folder.folder.name}")
@@ -221,8 +221,8 @@ def keep_for_inspection(error: Diverged, data: TrainingData, folder: ResumeFolde
         temporary.mkdir()
         write_json(temporary / "diverged.json", about)
         write_safetensors(batches, temporary / "batch.safetensors")
-        alone = folder.ranks.of == 1
-        place = folder.ranks.told(temporary / "state.safetensors" if alone else temporary)
+        alone = folder.ranks.world_size == 1
+        place = folder.ranks.broadcast(temporary / "state.safetensors" if alone else temporary)
         write_tensors(error.snapshot.tensors, place, folder.ranks)
     folder.remove()
     return kept

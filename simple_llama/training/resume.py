@@ -27,13 +27,13 @@ from torch import Tensor
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, atomic_write, digest, read_json, write_json
 from simple_llama.process import LOCKS, try_lock
-from simple_llama.training.distributed import ALONE, Ranks
-from simple_llama.training.stored import write_tensors
+from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
+from simple_llama.training.snapshot_files import write_tensors
 
 RESUME = ".resume"
 """The folder of all states, under the main root."""
-WEIGHTS = "*.safetensors"
-SHARE = 0.02
+WEIGHT_FILES = "*.safetensors"
+MAX_SAVING_SHARE = 0.02
 """Of the time, that saving may take: beyond it the interval grows."""
 FORGET_AFTER = 24 * 3600
 """Seconds after which a published state is of no use: DVC has long saved the stage's outs."""
@@ -44,16 +44,16 @@ def key_lock(root: Path, key: str) -> Path:
     return root / LOCKS / f"train-{key}.lock"
 
 
-class Damaged(InputError):
+class DamagedState(InputError):
     """A resume state that cannot be trusted."""
 
 
-class OtherRanks(InputError):
+class WorldSizeChanged(InputError):
     """A resume state of another number of ranks, which do not add in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class TrainingStart:
     """What stays the same of a training however often it is continued."""
 
     run: dict[str, Any]
@@ -66,7 +66,7 @@ class Start:
 class ResumeFolder:
     """One training's folder under .resume; rank 0, which has it, holds its lock."""
 
-    def __init__(self, folder: Path, interval: float, ranks: Ranks = ALONE) -> None:
+    def __init__(self, folder: Path, interval: float, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.folder = folder
         self.interval = interval
         self.ranks = ranks
@@ -74,10 +74,10 @@ class ResumeFolder:
         self._state = folder / "state.json"
         self._due = time.monotonic() + interval
 
-    def started(self, new: Start) -> Start:
+    def load_or_save_start(self, new: TrainingStart) -> TrainingStart:
         """How this training was started: as kept here, else the new one, which is kept."""
         try:
-            known = Start(**read_json(self._start))
+            known = TrainingStart(**read_json(self._start))
         except (OSError, TypeError, ValueError):
             known = None
         if known is not None and known.ranks == new.ranks:
@@ -85,21 +85,21 @@ class ResumeFolder:
         write_json(self._start, dataclasses.asdict(new))
         return new
 
-    def best(self, step: int) -> Path:
+    def best_path(self, step: int) -> Path:
         """Where the model that was the best after this step belongs."""
         return self.folder / f"best-{step}"
 
-    def kept_best(self, step: int) -> Path:
+    def saved_best(self, step: int) -> Path:
         """That model, already saved. Raises InputError where somebody has removed it since."""
-        if not any(self.best(step).glob(WEIGHTS)):
-            raise InputError(f"{self.best(step)} has vanished; the same command trains afresh")
-        return self.best(step)
+        if not any(self.best_path(step).glob(WEIGHT_FILES)):
+            raise InputError(f"{self.best_path(step)} has vanished; the same command trains afresh")
+        return self.best_path(step)
 
-    def epoch(self, epoch: int) -> Path:
+    def epoch_path(self, epoch: int) -> Path:
         """Where the model after this epoch (1, 2, ...) belongs."""
         return self.folder / f"epoch-{epoch:02}"
 
-    def epochs(self) -> list[Path]:
+    def epoch_paths(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*"))
 
     def is_due(self) -> bool:
@@ -117,63 +117,64 @@ class ResumeFolder:
         began = time.monotonic()
         path = self._tensors(step)
         with atomic_path(path) as temporary:
-            self.ranks.told(temporary)
+            self.ranks.broadcast(temporary)
             write_tensors(tensors, temporary, self.ranks)
         files = [
             *(sorted(path.iterdir()) if path.is_dir() else [path]),
-            *(sorted(self.kept_best(best).glob(WEIGHTS)) if best else []),
+            *(sorted(self.saved_best(best).glob(WEIGHT_FILES)) if best else []),
         ]
         digests = {str(file.relative_to(self.folder)): digest([file]) for file in files}
         with atomic_write(self._state) as file:
             file.write(json.dumps({"step": step, "digests": digests, "about": about}).encode())
         for old in [*self.folder.glob("state-*"), *self.folder.glob("best-*")]:
-            if old not in (path, self.best(best)):
+            if old not in (path, self.best_path(best)):
                 _remove(old)
         now = time.monotonic()
-        self._due = now + max(self.interval, (now - began) / SHARE)
+        self._due = now + max(self.interval, (now - began) / MAX_SAVING_SHARE)
 
-    def not_due(self) -> None:
+    def skip_save(self) -> None:
         """Tell the other ranks that there is nothing to save."""
-        self.ranks.told(None)
+        self.ranks.broadcast(None)
 
     def _tensors(self, step: int) -> Path:
         return self.folder / (
-            f"state-{step}.safetensors" if self.ranks.of == 1 else f"state-{step}"
+            f"state-{step}.safetensors" if self.ranks.world_size == 1 else f"state-{step}"
         )
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:
         """Where the state's tensors are, and its `about`; None where there is none.
 
-        Raises Damaged where a byte of it is not what was written, OtherRanks where others wrote it.
+        Raises DamagedState where a byte of it is not what was written, WorldSizeChanged where
+        another number of ranks wrote it.
         """
         if not self._state.exists():
             return None
         try:
-            state, start = read_json(self._state), Start(**read_json(self._start))
+            state, start = read_json(self._state), TrainingStart(**read_json(self._start))
             about, path = dict(state["about"]), self._tensors(int(state["step"]))
-            if start.ranks != self.ranks.of:
-                raise OtherRanks(
+            if start.ranks != self.ranks.world_size:
+                raise WorldSizeChanged(
                     f"this training was begun by {start.ranks} ranks and is continued by "
-                    f"{self.ranks.of}: wanted as many, or no {self.folder} to start afresh"
+                    f"{self.ranks.world_size}: wanted as many, or no {self.folder} to start afresh"
                 )
             if not any(Path(name).is_relative_to(path.name) for name in state["digests"]):
-                raise Damaged(f"{self._state}: it names no {path.name}")
+                raise DamagedState(f"{self._state}: it names no {path.name}")
             for name, known in state["digests"].items():
                 if digest([self.folder / Path(name)]) != known:
-                    raise Damaged(f"{self.folder / name}: its bytes have changed")
+                    raise DamagedState(f"{self.folder / name}: its bytes have changed")
             return path, about
-        except (Damaged, OtherRanks):
+        except (DamagedState, WorldSizeChanged):
             raise
         except OSError as error:
-            raise Damaged(f"{error.filename}: {error.strerror}") from None
+            raise DamagedState(f"{error.filename}: {error.strerror}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Damaged(f"{self._state}: {type(error).__name__}: {error}") from None
+            raise DamagedState(f"{self._state}: {type(error).__name__}: {error}") from None
 
-    def published(self, run_id: str) -> None:
+    def mark_published(self, run_id: str) -> None:
         """All outs stand. DVC has yet to save them, so the state stays until evaluate starts."""
         (self.folder / "published").write_text(run_id, encoding="utf-8")
 
-    def restart(self) -> None:
+    def clear(self) -> None:
         """Remove what a training left that was stopped before its first state, but how it was
         started: it has a tracked run."""
         for path in self.folder.glob("*"):
@@ -188,7 +189,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def forget(root: Path, run_id: str) -> None:
+def remove_published(root: Path, run_id: str) -> None:
     """Remove the state of the training that was published as this MLflow run.
 
     evaluate calls it: it runs only after DVC has saved what train wrote. States that were

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-BLOCK = 256
+BLOCK_SIZE = 256
 """Numbers that share a scale in 8 bits."""
 DECADES = 7
 
 
-def to_bf16(x: Tensor, generator: Generator) -> Tensor:
+def stochastic_round_bf16(x: Tensor, generator: Generator) -> Tensor:
     """Float32 x to bfloat16, stochastically: a random number below the last bit that is kept is
     added, and the bits below are cut off. What bfloat16 holds exactly stays."""
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
@@ -29,7 +29,7 @@ def to_bf16(x: Tensor, generator: Generator) -> Tensor:
 
 
 @cache
-def levels(signed: bool, device: torch.device) -> Tensor:
+def dynamic_map(signed: bool, device: torch.device) -> Tensor:
     """The 256 numbers that 8 bits stand for, sorted, up to 1: a decade of magnitudes has twice as
     many as the one below (dynamic tree quantisation, https://arxiv.org/abs/2110.02861)."""
     found = [0.0, 1.0]
@@ -43,11 +43,11 @@ def levels(signed: bool, device: torch.device) -> Tensor:
     return torch.tensor(sorted(found), device=device)
 
 
-def to_8bit(x: Tensor, signed: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Float32 x (N,) as codes, uint8 (N,), and the scale of each BLOCK, float32 (N / BLOCK, rounded
-    up); to one of the two next levels, stochastically. Without a sign x is not negative."""
-    table = levels(signed, x.device)
-    blocks = F.pad(x, (0, -len(x) % BLOCK)).view(-1, BLOCK)
+def quantize_8bit(x: Tensor, signed: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Float32 x (N,) as codes, uint8 (N,), and a scale for each block of BLOCK_SIZE, float32;
+    rounded stochastically to one of the two nearest values. Where not signed, x is not negative."""
+    table = dynamic_map(signed, x.device)
+    blocks = F.pad(x, (0, -len(x) % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
     scales = blocks.abs().amax(1)
     unit = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     above = torch.searchsorted(table, unit).clamp_(1, len(table) - 1)
@@ -58,8 +58,8 @@ def to_8bit(x: Tensor, signed: bool, generator: Generator) -> tuple[Tensor, Tens
     return codes.to(torch.uint8).view(-1)[: len(x)], scales
 
 
-def from_8bit(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
-    """Float32 (N,) of what to_8bit gave."""
-    units = levels(signed, codes.device)[codes.int()]
-    blocks = F.pad(units, (0, -len(units) % BLOCK)).view(-1, BLOCK) * scales[:, None]
+def dequantize_8bit(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
+    """Float32 (N,) of what quantize_8bit gave."""
+    units = dynamic_map(signed, codes.device)[codes.int()]
+    blocks = F.pad(units, (0, -len(units) % BLOCK_SIZE)).view(-1, BLOCK_SIZE) * scales[:, None]
     return blocks.view(-1)[: len(units)]

@@ -33,12 +33,12 @@ def hit(moment: str) -> None:
 
 
 def kill(victim: str) -> None:
-    from simple_llama.process import dvc_ancestor, main_root
+    from simple_llama.process import dvc_process_id, main_root
 
     if victim == "group":
         os.killpg(os.getpgid(0), signal.SIGKILL)
     elif victim == "dvc":
-        dvc = dvc_ancestor()
+        dvc = dvc_process_id()
         assert dvc is not None
         os.kill(dvc, signal.SIGKILL)
     elif victim == "job":  # what a cluster does: it tells the job's script, and waits
@@ -55,7 +55,15 @@ def arm(settings: str) -> None:
     """Put the moments into the code that the stage is about to run."""
     from simple_llama import files
     from simple_llama.tracking import Run
-    from simple_llama.training import gradients, loop, loss, optimizer, recorder, resume, stored
+    from simple_llama.training import (
+        gradients,
+        loop,
+        loss,
+        optimizer,
+        recorder,
+        resume,
+        snapshot_files,
+    )
 
     _wanted.update(json.loads(settings))
     # as on a terminal: what a shell starts in the background ignores it
@@ -65,16 +73,16 @@ def arm(settings: str) -> None:
     _around(loop, "generate", "sampling")
     _around(loop, "score", "validation")
     _replace(loss, "micro_batches", _between, "within a validation")
-    _around(recorder.Recorder, "improved", "saving a model")
-    _around(recorder.Recorder, "epoch_ended", "saving a checkpoint")
-    _replace(stored, "write_safetensors", _half, "half a state file")
+    _around(recorder.Recorder, "on_improvement", "saving a model")
+    _around(recorder.Recorder, "on_epoch_end", "saving a checkpoint")
+    _replace(snapshot_files, "write_safetensors", _half, "half a state file")
     _around(resume, "atomic_write", "state file without its description")
     _around(files, "copy_folder", "publishing a model")
     _around(files, "write_json", "publishing a report")
     _around(Run, "log_model", "sending the model")
     _around(os, "replace", "rename")
     _around(Run, "_end", "ending the run")
-    _around(resume.ResumeFolder, "published", "published")
+    _around(resume.ResumeFolder, "mark_published", "published")
     atexit.register(hit, "leaving")
     if "counts" in _wanted:
         atexit.register(lambda: Path(_wanted["counts"]).write_text(json.dumps(_counts)))

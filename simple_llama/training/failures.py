@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from simple_llama.errors import InputError
-from simple_llama.process import process_start
+from simple_llama.process import process_start_time
 
-GRACE = 2.0
+GRACE_SECONDS = 2.0
 """Seconds in which what broke a connection to another rank becomes known."""
 # keys of the store that all ranks see
 _FAILED, _TRACEBACK, _TERMINATED, _FIRST_KNOWS = "failed", "traceback", "terminated", "first knows"
@@ -26,7 +26,7 @@ class RankFailed(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class RankProcess:
     """A rank's process: enough to tell whether it lives, for those on the same machine."""
 
     rank: int
@@ -35,23 +35,23 @@ class Process:
     started: str | None
 
     @classmethod
-    def of(cls, rank: int) -> "Process":
+    def current(cls, rank: int) -> "RankProcess":
         pid = os.getpid()
-        return cls(rank=rank, host=platform.node(), pid=pid, started=process_start(pid))
+        return cls(rank=rank, host=platform.node(), pid=pid, started=process_start_time(pid))
 
     @property
     def is_gone(self) -> bool:
-        return self.host == platform.node() and process_start(self.pid) != self.started
+        return self.host == platform.node() and process_start_time(self.pid) != self.started
 
 
-class Fate:
+class RankFailures:
     """One rank's knowledge of how the others fare. `store`: torchrun's, which outlives ranks."""
 
-    def __init__(self, store: Any, rank: int, others: list[Process]) -> None:
+    def __init__(self, store: Any, rank: int, others: list[RankProcess]) -> None:
         self.store, self.rank, self.others = store, rank, others
 
     @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
+    def propagate(self) -> Iterator[None]:
         """Tell the others of an error within the block; raise theirs in the place of one that is
         only its consequence: a broken connection, or torchrun's SIGTERM.
 
@@ -78,7 +78,7 @@ class Fate:
         """What happened to another rank, if that is behind this error."""
         if not isinstance(error, RuntimeError | SystemExit):
             return None
-        patience = time.monotonic() + (GRACE if isinstance(error, RuntimeError) else 0.0)
+        patience = time.monotonic() + (GRACE_SECONDS if isinstance(error, RuntimeError) else 0.0)
         while True:
             # looked at first: one that ended in any other way has said so before
             gone = [other for other in self.others if other.is_gone]
@@ -106,7 +106,7 @@ class Fate:
                 self.store.set(_TRACEBACK, "".join(traceback.format_exception(error)))
             self.store.set(_FAILED, reason or f"rank {self.rank}: {kind}{error}")
         # torchrun ends rank 0 once this one has: it may be about to say the same itself
-        until = time.monotonic() + GRACE / 2
+        until = time.monotonic() + GRACE_SECONDS / 2
         while self.rank and not stopped and time.monotonic() < until:
             if self._known(_FIRST_KNOWS):
                 break

@@ -15,16 +15,16 @@ from torch import Tensor
 from simple_llama.errors import InputError
 from simple_llama.model.weights import write_safetensors
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.observer import Progress, Snapshot
+from simple_llama.training.state import Progress, Snapshot
 
 
 @dataclass(frozen=True)
-class StoredSnapshot(Snapshot):
+class ShardedSnapshot(Snapshot):
     """A snapshot of which each rank reads its part, straight to where it belongs."""
 
     folder: Path
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load
@@ -37,14 +37,14 @@ class StoredSnapshot(Snapshot):
 
 def read_snapshot(progress: Progress, path: Path, ranks: Ranks) -> Snapshot:
     """Raises SafetensorError where the file is not one."""
-    if ranks.of == 1:
+    if ranks.world_size == 1:
         return Snapshot(progress, load_file(path))
-    return StoredSnapshot(progress, {}, path)
+    return ShardedSnapshot(progress, {}, path)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, ranks: Ranks) -> None:
     """A file, or, by all ranks together, a folder. Raises OSError where the disk refuses."""
-    if ranks.of > 1:
+    if ranks.world_size > 1:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 

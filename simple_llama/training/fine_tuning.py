@@ -13,11 +13,11 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import uses_bf16
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.lora import (
-    LoRA,
+    LoraConfig,
     add_adapters,
     keep_frozen_in_bf16,
     load_adapter,
-    merged,
+    merge_adapters,
     save_adapter,
 )
 from simple_llama.model.weights import check_range
@@ -31,7 +31,7 @@ ADAPTER = Path("models/adapter")
 """Empty where all weights are trained."""
 
 
-class Tuning(Protocol):
+class FineTuning(Protocol):
     """A way to train a model."""
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
@@ -45,12 +45,14 @@ class Tuning(Protocol):
         `ids` (B, T), for the run's tags."""
 
 
-def tuning_of(params: TrainParams, base: str, tokenizer: Path) -> Tuning:
+def fine_tuning_method(params: TrainParams, base: str, tokenizer: Path) -> FineTuning:
     """The way that params name."""
-    return Adapters(params, base, tokenizer) if params.lora_rank else AllWeights(tokenizer)
+    return (
+        LoraFineTuning(params, base, tokenizer) if params.lora_rank else FullFineTuning(tokenizer)
+    )
 
 
-class AllWeights:
+class FullFineTuning:
     """Full fine-tuning."""
 
     def __init__(self, tokenizer: Path) -> None:
@@ -75,18 +77,18 @@ class AllWeights:
 
     def publish(self, kept: ResumeFolder, best_step: int, ids: Tensor) -> dict[str, str]:
         _empty(CHECKPOINTS, ADAPTER)
-        copy_folder(kept.kept_best(best_step), MODEL)
-        for epoch in kept.epochs():
+        copy_folder(kept.saved_best(best_step), MODEL)
+        for epoch in kept.epoch_paths():
             copy_folder(epoch, CHECKPOINTS / epoch.name)
         return {}
 
 
-class Adapters:
+class LoraFineTuning:
     """LoRA: the base stays as it is, and is merged with the adapters at the end, in float32."""
 
     def __init__(self, params: TrainParams, base: str, tokenizer: Path) -> None:
         self.base, self.tokenizer = base, tokenizer
-        self.lora = LoRA(
+        self.lora = LoraConfig(
             rank=params.lora_rank,
             alpha=params.lora_alpha,
             dropout=params.lora_dropout,
@@ -105,13 +107,13 @@ class Adapters:
         _empty(CHECKPOINTS, ADAPTER)
         model = load_model(self.base).eval()
         add_adapters(model, self.lora, seed=0)
-        for epoch in kept.epochs():
+        for epoch in kept.epoch_paths():
             load_adapter(model, epoch)
-            save_model(merged(model), CHECKPOINTS / epoch.name, self.tokenizer)
-        load_adapter(model, kept.kept_best(best_step))
+            save_model(merge_adapters(model), CHECKPOINTS / epoch.name, self.tokenizer)
+        load_adapter(model, kept.saved_best(best_step))
         # peft looks for the base from wherever it is called
-        save_adapter(model, ADAPTER, self.lora, str(lasting_path(self.base)))
-        whole = merged(model)
+        save_adapter(model, ADAPTER, self.lora, str(persistent_path(self.base)))
+        whole = merge_adapters(model)
         save_model(whole, MODEL, self.tokenizer)
         return {"lora.merged_logits_differ_by": f"{_difference(model, whole, ids):.2g}"}
 
@@ -129,7 +131,7 @@ def _empty(*folders: Path) -> None:
         folder.mkdir(parents=True)
 
 
-def lasting_path(path: str | Path) -> Path:
+def persistent_path(path: str | Path) -> Path:
     """A path of this checkout, absolute; from within one of DVC's temporary copies, which are
     removed, that of the main repository."""
     here, root = Path.cwd().resolve(), main_root()

@@ -18,7 +18,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.training.loss import summed_loss
 
-MOST = 32
+MAX_GRAPHS = 32
 """Graphs, each with memory of its own; what has another shape is computed without."""
 
 Work = Callable[[], None]
@@ -38,7 +38,7 @@ def capture(work: Work) -> Work:
     return graph.replay
 
 
-class Graphs:
+class CudaGraphs:
     """The graphs of one model, by shape."""
 
     def __init__(
@@ -49,21 +49,21 @@ class Graphs:
 
     def compute(self, batch: MicroBatch, scale: float) -> Tensor | None:
         """The loss of a batch in fixed shape, times scale; its gradients are added to the
-        parameters'. None: there are MOST graphs of other shapes already."""
+        parameters'. None: there are MAX_GRAPHS graphs of other shapes already."""
         shape = (batch.ids.shape[1], len(batch.targets))
         if shape not in self.known:
-            if len(self.known) >= MOST:
+            if len(self.known) >= MAX_GRAPHS:
                 return None
             self.known[shape] = _Graph(self, batch)
         return self.known[shape].compute(batch, scale)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Give their memory back."""
         self.known.clear()
 
 
 class _Graph:
-    def __init__(self, graphs: Graphs, batch: MicroBatch) -> None:
+    def __init__(self, graphs: CudaGraphs, batch: MicroBatch) -> None:
         model = graphs.model
         device = next(model.parameters()).device
         self.trained = [p for p in model.parameters() if p.requires_grad]

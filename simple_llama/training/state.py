@@ -1,18 +1,15 @@
-"""What a training is given, carries along and tells: the loop's words to whoever listens."""
+"""What a training is given, carries from step to step, and gives back."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from simple_llama.data.batches import Indices, MicroBatch, Plan
+from simple_llama.data.batches import Indices, MicroBatch
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
-from simple_llama.model.decoder import Decoder
-from simple_llama.training.preflight import Preflight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ class Progress:
     micro_batch_tokens: int
     """The param's, what auto found, or less where memory did not suffice."""
     next_sample: int
-    sample_distance: float
+    sample_interval: float
     step: int = 0
     compiled: bool | None = None
     """What enable_compilation: auto has decided on; None: nothing yet."""
@@ -75,7 +72,7 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
     """Weights and AdamW's moments: the live ones, for whoever keeps them to copy at once."""
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the kept tensors into those of the training that continues.
 
         Raises InputError where they are another training's.
@@ -91,29 +88,6 @@ class Snapshot:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(kept[name])
-
-
-class Observer(Protocol):
-    """Hears what happens in the loop."""
-
-    def started(self, plan: Plan, progress: Progress) -> None:
-        """Before the first step, or the first after a restored snapshot."""
-
-    def preflighted(self, preflight: Preflight) -> None: ...
-    def lowered(self, micro_batch_tokens: int) -> None:
-        """Memory did not suffice: micro-batches are smaller from here on."""
-
-    def stepped(self, record: StepRecord) -> None: ...
-    def validated(self, step: int, loss: float, examples: int, *, full: bool) -> None: ...
-    def sampled(
-        self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
-    ) -> None: ...
-    def improved(self, step: int, model: Decoder) -> None:
-        """The model is the best so far: keep it."""
-
-    def epoch_ended(self, epoch: int, model: Decoder) -> None: ...
-    def step_ended(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
-        """All that belongs to a step is done: the moment to keep a snapshot."""
 
 
 @dataclass(frozen=True, kw_only=True)
