@@ -14,7 +14,7 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import one_line_errors
 from simple_llama.evaluation.baseline import read_baseline, score_tuned
 from simple_llama.evaluation.metrics import Evaluation, reference, summarise
-from simple_llama.evaluation.report import ReportInput, render
+from simple_llama.evaluation.report.page import ReportInput, render
 from simple_llama.evaluation.subject import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS, Subject
 from simple_llama.files import atomic_write, read_csv, read_json, write_json
 from simple_llama.model.device import is_deterministic, pick_device

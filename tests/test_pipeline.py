@@ -85,7 +85,8 @@ def test_nothing_switches_the_run_cache_off() -> None:
         ("stages.prepare", ("torch", "mlflow", "tokenizers")),
         ("stages.tokenize", ("torch", "mlflow")),
         ("simple_llama.training.loop, simple_llama.evaluation.metrics", ("mlflow", "dvc")),
-        ("simple_llama.cli", ("torch", "mlflow")),
+        ("simple_llama.cli", ("torch", "mlflow", "matplotlib")),
+        ("simple_llama.evaluation.report.page", ("torch", "mlflow", "matplotlib")),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(
@@ -154,6 +155,7 @@ def test_a_second_repro_runs_nothing_and_git_stays_clean(project: Project) -> No
         ("simple_llama/cli.py", "MORE = 1\n", ["code"]),
         ("simple_llama/evaluation/held_out.py", "MORE = 1\n", ["code", "baseline", "evaluate"]),
         ("stages/evaluate.py", "MORE = 1\n", ["code", "evaluate"]),
+        ("simple_llama/pages/style.css", "/* more */\n", ["code", "evaluate"]),
     ],
 )
 def test_a_change_of_code_reruns_the_stages_that_run_it(

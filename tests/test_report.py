@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import string
+import subprocess
+import sys
+import tomllib
+import warnings
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
-from simple_llama.evaluation.charts import finite_points, smooth, thin, tick_text, ticks
-from simple_llama.evaluation.page import decimal, esc, percent
-from simple_llama.evaluation.report import SAMPLES_KEPT, ReportInput, render
-from simple_llama.evaluation.scorecard import moved, wilson_interval
+from simple_llama.evaluation.report.page import SAMPLES_KEPT, ReportInput, render
+from simple_llama.evaluation.report.scorecard import moved, wilson_interval
+from simple_llama.pages.charts import Series, finite_points, line_chart, smooth, thin, tick_text
+from simple_llama.pages.numbers import decimal, percent
+from simple_llama.pages.template import fill, printable
 from simple_llama.params import VALIDATION_SPLIT
+from simple_llama.stage_code import DATA
+from tests.project import ROOT
 
 VOID = {"meta", "br", "input"}
 
@@ -361,16 +372,17 @@ def test_drawings_have_names_and_bars_keep_silent() -> None:
 
 
 def test_thinning_keeps_every_extreme() -> None:
-    points = [(float(i), 5.0 if i == 777 else -5.0 if i == 4321 else 0.0) for i in range(10_000)]
-    thinned = thin(points, 100)
+    points = np.zeros((10_000, 2))
+    points[:, 0] = np.arange(10_000)
+    points[777, 1], points[4321, 1] = 5.0, -5.0
+    thinned = list(map(tuple, thin(points, 100)))
     assert len(thinned) <= 100
     assert {(777.0, 5.0), (4321.0, -5.0)} <= set(thinned)
     assert thinned == sorted(thinned)
 
 
 def test_smoothing_removes_noise_but_not_the_level() -> None:
-    points = [(float(i), 3.0 + (-1) ** i) for i in range(1000)]
-    line = smooth(points)
+    line = smooth(np.array([(float(i), 3.0 + (-1) ** i) for i in range(1000)]))
     assert len(line) <= 300
     assert (line[0][0], line[-1][0]) == (0.0, 999.0)
     assert all(abs(y - 3) < 0.1 for _, y in line)
@@ -384,32 +396,33 @@ def test_points_are_put_in_order_and_cleared() -> None:
         {"loss": 1},
         {"step": 4, "loss": True},
     ]
-    assert finite_points(rows, "step", "loss") == [(1.0, 2.0), (2.0, 1.0)]
+    assert finite_points(rows, "step", "loss").tolist() == [[1.0, 2.0], [2.0, 1.0]]
 
 
 @given(
-    st.floats(-1e50, 1e50, allow_nan=False),
-    st.floats(1e-12, 1e50, allow_nan=False),
+    st.lists(st.tuples(st.floats(0, 1e9), st.floats(-1e60, 1e60)), min_size=1, max_size=20),
     st.booleans(),
 )
-@settings(deadline=None)
-def test_ticks_enclose_the_range_and_stay_few(low: float, span: float, whole: bool) -> None:
-    high = low + max(span, abs(low) * 1e-6)
-    marks = ticks(low, high, most=6, whole=whole)
-    slack = 1e-6 * (high - low)
-    assert marks[0] <= low + slack
-    assert marks[-1] >= high - slack
-    assert 2 <= len(marks) <= 9
-    assert marks == sorted(set(marks))
+@settings(deadline=None, max_examples=40)
+def test_any_line_is_drawn_inside_its_axes(pairs: list[tuple[float, float]], log: bool) -> None:
+    points = np.array(sorted((x, abs(y) + 1e-9 if log else y) for x, y in pairs))
+    series = [Series(label="a", points=points, style="plain", marker="o")]
+    svg = line_chart(title="t", series=series, x_label="x", log=log).svg
+    assert svg is not None
+    [(x0, y0, x1, y1)] = [(50, 22, 680 - 14, 395 - 42)]
+    [path] = re.findall(r'<g class="line plain"><path d="(.*?)"', svg)
+    drawn = [tuple(map(float, one.split())) for one in re.split("[ML]", path)[1:]]
+    assert all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in drawn)
+    assert svg.count('class="ytick"') >= 1 and not re.search(r"\b(nan|inf)\b", svg)
 
 
 @pytest.mark.parametrize(
-    ("value", "step", "text"),
-    [(0, 1, "0"), (0.25, 0.25, "0.25"), (1.0, 0.5, "1.0"), (25000, 5000, "25,000"),
-     (3e-4, 1e-4, "3e-4"), (2.5e-5, 5e-6, "2.5e-5"), (2e7, 1e7, "2e7")],
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (1.0, "1"), (25000, "25,000"),
+     (3e-4, "3e-4"), (2.5e-5, "2.5e-5"), (-1.5e-3, "-1.5e-3"), (2e7, "2e7")],
 )  # fmt: skip
-def test_tick_text(value: float, step: float, text: str) -> None:
-    assert tick_text(value, step) == text
+def test_tick_text(value: float, text: str) -> None:
+    assert tick_text(value) == text
 
 
 def test_interval_is_wilsons() -> None:
@@ -425,7 +438,74 @@ def test_words_for_change_follow_what_is_shown() -> None:
     assert moved(None, 0.5, percent) == "is 50.0%"
 
 
-@given(st.text(alphabet=string.printable + "\x00\ud800é☃"))
-@settings(deadline=None)
-def test_escaped_text_has_no_markup_left(text: str) -> None:
-    assert not set(esc(text)) & set("<>\"'\x00\ud800")
+HOSTILE = st.text(alphabet=string.printable + "\x00\ud800é☃") | st.sampled_from(
+    ["{{ 7 * 7 }}", "{% raw %}", "</style><script>", "$x_1$", "&lt;b&gt;", "]]>", "\r\n"]
+)
+
+
+@given(HOSTILE.map(lambda text: f"x{text}"))
+@settings(deadline=None, max_examples=30)
+def test_any_text_comes_out_of_the_template_as_it_went_in(text: str) -> None:
+    tags = {tag for tag, _ in Page(render(example())).tags}
+    page = Page(render(example(facts={text: text}, worst=[hard(id=text)], params={text: text})))
+    assert page.words.count(printable(text)) == 5
+    assert {tag for tag, _ in page.tags} == tags
+
+
+@given(HOSTILE.map(lambda text: f"x{text[:18]}"))
+@settings(deadline=None, max_examples=30)
+def test_any_name_comes_out_of_a_drawing_as_it_went_in(text: str) -> None:
+    points = np.array([[0.0, 1.0], [1.0, 2.0]])
+    one = Series(label=text, points=points, style="val", marker="o")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = line_chart(title=text, series=[one], x_label="", name_ends=True).svg
+    page, shown = Page(str(svg)), printable(text)
+    assert page.tags[0][1]["aria-label"] == (
+        f"{shown}. {shown}: 1.000 at 0, 2.000 at 1, lowest 1.000."
+    )
+    assert page.words.count(f"{shown} at 0: 1.000") == page.words.count(shown) == 1
+    assert {tag for tag, _ in page.tags} == {"svg", "g", "path", "text", "title"}
+
+
+def test_a_template_without_one_of_its_values_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'lead' is undefined"):
+        fill("evaluation/report/page.html.jinja")
+
+
+def test_an_installed_package_has_every_template() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    [patterns] = settings["package-data"].values()
+    files = [path for path in (ROOT / "simple_llama").rglob("*") if path.suffix in DATA]
+    assert len(files) >= 6
+    for path in files:
+        assert any(path.match(pattern) for pattern in patterns)
+        assert (path.parent / "__init__.py").is_file(), "the folder is a package"
+
+
+def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path) -> None:
+    """Nor does a home that cannot be written, and nothing is said of it."""
+    (tmp_path / "matplotlibrc").write_text("axes.grid.axis: both\nfont.size: 30\nbackend: tkagg\n")
+    code = (
+        "from simple_llama.pages.charts import *; import numpy; points = numpy.eye(2)\n"
+        "print(line_chart(title='t', series=[Series(label='a', points=points, style='val')], "
+        "x_label='x').svg)"
+    )
+    plain = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    drawn = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=plain | settings,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for settings in (
+            {"MATPLOTLIBRC": str(tmp_path)},
+            {"HOME": "/dev/null", "MPLBACKEND": "qtagg"},
+        )
+    ]
+    assert drawn[0].stdout == drawn[1].stdout
+    assert drawn[0].stdout.startswith("<svg")
+    assert [one.stderr for one in drawn] == ["", ""]

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simple_llama.pages.drawing import matplotlib_defaults
+
 if TYPE_CHECKING:
     import optuna
+    from matplotlib.figure import Figure
 
 
 def draw(study: "optuna.Study", path: Path) -> list[str]:
@@ -14,7 +17,6 @@ def draw(study: "optuna.Study", path: Path) -> list[str]:
     Nothing is written where trials or params are too few to tell.
     """
     import optuna
-    from matplotlib.figure import Figure
 
     states = (optuna.trial.TrialState.COMPLETE,)
     trials = study.get_trials(deepcopy=False, states=states)
@@ -22,6 +24,15 @@ def draw(study: "optuna.Study", path: Path) -> list[str]:
         return []
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    with matplotlib_defaults():
+        _drawn(trials, shares).savefig(path)
+    said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return [f"what mattered: {said} ({path})"]
+
+
+def _drawn(trials: "list[optuna.trial.FrozenTrial]", shares: dict[str, float]) -> "Figure":
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3 * len(shares) + 4, 3.5), layout="constrained")
     first, *others = figure.subplots(1, len(shares) + 1)
     first.barh(list(shares)[::-1], list(shares.values())[::-1])
@@ -31,9 +42,7 @@ def draw(study: "optuna.Study", path: Path) -> list[str]:
         if getattr(trials[0].distributions[name], "log", False):
             axes.set_xscale("log")
         axes.set(title=name, ylabel="validation loss")
-    figure.savefig(path)
-    said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return [f"what mattered: {said} ({path})"]
+    return figure
 
 
 def _place(value: Any) -> float | str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from simple_llama.evaluation.comparison.page import remarks, verdict
 from simple_llama.evaluation.comparison.runs import Run, differing, find_runs
 from simple_llama.evaluation.comparison.scores import ranked
-from simple_llama.evaluation.page import MISSING, count, finite, number
+from simple_llama.pages.numbers import MISSING, count, finite, number
 
 
 def as_markdown(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from simple_llama.evaluation.comparison.runs import Run
-from simple_llama.evaluation.page import count, decimal, finite, number, percent
+from simple_llama.pages.numbers import count, decimal, finite, number, percent
 
 Form = Callable[[float | None], str]
 Best = Callable[[Iterable[float]], float]

@@ -1,0 +1,246 @@
+"""The report of one fine-tuning run as a single page that opens anywhere (models/report.html).
+
+The same input gives the same bytes: no time, machine, run id or speed stands in it.
+Losses are in nats per supervised token, rates and accuracies are shares from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simple_llama.evaluation.report.scorecard import (
+    CATEGORIES_SHOWN,
+    cards,
+    categories,
+    loss_name,
+    moved,
+)
+from simple_llama.pages.charts import (
+    Chart,
+    Mark,
+    Series,
+    finite_points,
+    histogram,
+    line_chart,
+    smooth,
+)
+from simple_llama.pages.numbers import count, decimal, finite, number, percent, things
+from simple_llama.pages.template import fill
+
+SAMPLES_SHOWN = 12
+"""Samples in the open; the rest is folded away."""
+
+CATEGORIES_FILTERED = 50
+"""Categories by which samples can be filtered."""
+
+SAMPLES_KEPT = 100
+"""Samples in the page at all."""
+
+REASONS_SHOWN = 12
+"""Reasons for rejection listed singly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInput:
+    """All the page shows. Absent keys are shown as absent."""
+
+    prepare: Mapping[str, Any]
+    """reports/prepare.json, and `val_prompts_like_train`: share of validation prompts that differ
+    from a training prompt only in digits or names."""
+    tokenize: Mapping[str, Any]
+    """reports/tokenize.json; lengths in tokens."""
+    train: Mapping[str, Any]
+    """reports/train.json."""
+    evaluation: Mapping[str, Any]
+    """reports/eval.json; exact matches are None where nothing was scored."""
+    train_curve: Sequence[Mapping[str, float]]
+    """Rows of step, epoch, loss, lr, grad_norm."""
+    val_curve: Sequence[Mapping[str, float]]
+    """Rows of step, loss."""
+    lengths: Sequence[tuple[int, int, int]]
+    """Histogram of example lengths: (from tokens, to tokens inclusive, examples)."""
+    samples: Sequence[Mapping[str, Any]]
+    """category, prompt, reference, base, tuned, match and base_match (None: not scored)."""
+    worst: Sequence[Mapping[str, Any]]
+    """Examples with the highest loss: id, category, loss and base_loss, tokens, reference."""
+    params: Mapping[str, Any]
+    """The keys of params.yaml."""
+    facts: Mapping[str, str]
+    """What was trained on what: label to text."""
+
+
+def render(report: ReportInput) -> str:
+    """Write the page."""
+    rows = categories(report.evaluation)
+    losses = (finite(row[key]) for row in rows for key in ("loss", "base_loss"))
+    groups = list(dict.fromkeys(str(row["category"]) for row in report.samples if row["category"]))
+    groups = groups[:CATEGORIES_FILTERED]
+    return fill(
+        "evaluation/report/page.html.jinja",
+        lead=_lead(report),
+        cards=cards(report.evaluation, loss_name(report.params)),
+        facts=report.facts,
+        data=report.evaluation.get("data"),
+        training=_training(report.train),
+        loss_curves=_loss_curves(report),
+        lr_curve=_small_chart(report.train_curve, "Learning rate", "lr"),
+        norm_curve=_small_chart(report.train_curve, "Gradient norm", "grad_norm"),
+        categories=rows,
+        CATEGORIES_SHOWN=CATEGORIES_SHOWN,
+        highest_loss=max((loss for loss in losses if loss is not None), default=0.0),
+        lengths=_lengths(report),
+        length_facts=_length_facts(report.tokenize),
+        ledger=_ledger(report.prepare, report.tokenize),
+        left_out=number(report.prepare, "left_out"),
+        alike=number(report.prepare, "val_prompts_like_train"),
+        adds_up=_adds_up(report.prepare),
+        worst=report.worst,
+        groups=groups,
+        samples=[_sample(row, groups) for row in report.samples[:SAMPLES_KEPT]],
+        SAMPLES_SHOWN=SAMPLES_SHOWN,
+        samples_cut=max(0, len(report.samples) - SAMPLES_KEPT),
+        params={key: _param(value) for key, value in report.params.items()},
+    )
+
+
+def _lead(report: ReportInput) -> str:
+    """What was done, and what came of it."""
+    model = report.params.get("model_path", "a base model")
+    trained_on = things(number(report.tokenize, "train_examples"), "conversation")
+    epochs = number(report.train, "epochs")
+    during = f" for {things(epochs, 'epoch')}" if epochs is not None else ""
+    scores = report.evaluation
+    loss = moved(number(scores, "base_val_loss"), number(scores, "val_loss"), decimal)
+    match = moved(number(scores, "base_exact_match"), number(scores, "exact_match"), percent)
+    return (
+        f"Fine-tuned {model} on {trained_on}{during}. "
+        f"{loss_name(report.params)} {loss}, exact match {match}."
+    )
+
+
+def _training(train: Mapping[str, Any]) -> str:
+    steps, epochs = number(train, "steps"), number(train, "epochs")
+    said = f"{things(steps, 'optimizer step')} over {things(epochs, 'epoch')}."
+    if (best := finite(number(train, "best_step"))) is not None:
+        loss = decimal(number(train, "best_val_loss"))
+        said += f" Validation loss was lowest, {loss}, at step {count(best)}."
+    return said
+
+
+def _loss_curves(report: ReportInput) -> Chart:
+    loss = finite_points(report.train_curve, "step", "loss")
+    val = finite_points(report.val_curve, "step", "loss")
+    best = finite(number(report.train, "best_step"))
+    return line_chart(
+        title="Loss",
+        series=[
+            Series(label="training, each step", points=loss, style="raw"),
+            Series(label="training, smoothed", points=smooth(loss), style="smooth"),
+            Series(label="validation", points=val, style="val", marker="o"),
+        ],
+        x_label="optimizer step",
+        y_label="nats per token",
+        mark=Mark(x=best, text=f"best: step {count(best)}") if best is not None else None,
+        note=_left_out(len(report.train_curve) + len(report.val_curve) - len(loss) - len(val)),
+    )
+
+
+def _small_chart(rows: Sequence[Mapping[str, float]], title: str, key: str) -> Chart:
+    points = finite_points(rows, "step", key)
+    return line_chart(
+        title=title,
+        series=[Series(label=title, points=points, style="plain")],
+        x_label="optimizer step",
+        size=(330, 160),
+        note=_left_out(len(rows) - len(points)),
+    )
+
+
+def _left_out(missing: int) -> str:
+    if not missing:
+        return ""
+    return f"{things(missing, 'value')} {'is' if missing == 1 else 'are'} absent or not finite."
+
+
+def _lengths(report: ReportInput) -> Chart:
+    marks = [
+        Mark(x=value, text=f"{label}: {count(value)}")
+        for label, value in (
+            ("half are shorter", finite(number(report.tokenize, "length_p50"))),
+            ("95% are shorter", finite(number(report.tokenize, "length_p95"))),
+        )
+        if value is not None
+    ]
+    return histogram(
+        title="Tokens per example",
+        buckets=report.lengths,
+        x_label="tokens",
+        y_label="examples",
+        marks=marks,
+    )
+
+
+def _length_facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    tokens, supervised = number(stats, "tokens"), number(stats, "supervised_tokens")
+    share = supervised / tokens if tokens and supervised is not None else None
+    return [
+        ("All tokens", count(tokens)),
+        ("Trained to predict", f"{count(supervised)} ({percent(share)})"),
+        ("Unknown tokens", percent(number(stats, "unknown_token_rate"))),
+        ("Longest example", things(number(stats, "length_max"), "token")),
+    ]
+
+
+def _ledger(
+    prepare: Mapping[str, Any], tokens: Mapping[str, Any]
+) -> list[tuple[str, float | None, str]]:
+    """Account for every conversation, from the data to the training set: label, number, style."""
+    repeated = number(prepare, "repeated")
+    untrained = number(tokens, "dropped_untrained")
+    return [
+        ("In the data", number(prepare, "examples"), "sum"),
+        ("− rejected", number(prepare, "rejected"), ""),
+        *((reason, many, "part") for reason, many in _reasons(prepare)),
+        ("− duplicates", number(prepare, "duplicates"), ""),
+        ("= kept", number(prepare, "kept"), "sum"),
+        ("for training", number(prepare, "train"), "part"),
+        ("for validation", number(prepare, "val"), "part"),
+        *([("+ copies by mixture.yaml", repeated, "")] if repeated else []),
+        ("− longer than max_seq_len", number(tokens, "dropped_too_long"), ""),
+        *([("− train no reply", untrained, "")] if untrained else []),
+        ("= trained on", number(tokens, "train_examples"), "sum"),
+        ("= validated on", number(tokens, "val_examples"), "sum"),
+    ]
+
+
+def _reasons(prepare: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+    found: Mapping[str, Any] = prepare.get("rejected_by_reason") or {}
+    reasons = [(str(reason), number(found, reason) or 0.0) for reason in found]
+    reasons.sort(key=lambda item: (-item[1], item[0]))
+    listed: list[tuple[str, float | None]] = [*reasons[:REASONS_SHOWN]]
+    if rest := reasons[REASONS_SHOWN:]:
+        listed.append((things(len(rest), "other reason"), sum(many for _, many in rest)))
+    return listed
+
+
+def _adds_up(prepare: Mapping[str, Any]) -> bool:
+    """Whether kept, rejected and duplicates are all examples, as far as they are known."""
+    parts = [number(prepare, key) for key in ("kept", "rejected", "duplicates", "examples")]
+    known = [part for part in parts if part is not None]
+    return len(known) < 4 or sum(known[:3]) == known[3]
+
+
+def _sample(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    """A sample with its group (from 1, 0: of none) and outcome, by which the page filters."""
+    category = str(row["category"])
+    group = groups.index(category) + 1 if category in groups else 0
+    match = row["match"]
+    outcome = ("yes" if match else "no") if isinstance(match, bool) else "none"
+    return {**row, "group": group, "outcome": outcome}
+
+
+def _param(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,161 @@
+"""The tuned model's scores against the base model's: headline cards and rows by category.
+
+Losses are in nats per supervised token, accuracies and exact matches are shares from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simple_llama.pages.numbers import decimal, finite, number, percent, share, things
+from simple_llama.params import VALIDATION_SPLIT, is_validation_split
+
+CATEGORIES_SHOWN = 20
+"""Categories in the open table; the rest is folded away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One score of both models, as it is written."""
+
+    label: str
+    base: str
+    tuned: str
+    base_share: float
+    """Length of its bar, from 0 to 1."""
+    tuned_share: float
+    change: str
+    """In words, empty where one of the two is unknown."""
+    verdict: str
+    """better, worse, or empty where nothing changed."""
+    note: str
+
+
+def loss_name(params: Mapping[str, Any]) -> str:
+    """Name the loss after the data it was measured on; `eval_json_path` names a held-out file."""
+    split = is_validation_split(params.get("eval_json_path", VALIDATION_SPLIT))
+    return "Validation loss" if split else "Held-out loss"
+
+
+def cards(scores: Mapping[str, Any], loss_label: str = "Validation loss") -> list[Card]:
+    """Compare the main scores of reports/eval.json."""
+    base_loss, match = number(scores, "base_val_loss"), number(scores, "exact_match")
+    tokens = things(number(scores, "supervised_tokens"), "reply token")
+    return [
+        _loss_card(
+            loss_label, base_loss, number(scores, "val_loss"), "Nats per token, lower is better."
+        ),
+        _loss_card(
+            "Perplexity",
+            _exp(base_loss),
+            number(scores, "val_perplexity"),
+            "e to the power of the loss.",
+        ),
+        _share_card(
+            "Token accuracy",
+            number(scores, "base_token_accuracy"),
+            number(scores, "val_token_accuracy"),
+            f"Of {tokens}.",
+        ),
+        _share_card(
+            "Exact match",
+            number(scores, "base_exact_match"),
+            match,
+            _match_note(match, number(scores, "exact_match_examples")),
+        ),
+    ]
+
+
+def _exp(loss: float | None) -> float | None:
+    if loss is None or math.isnan(loss):
+        return loss
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _loss_card(label: str, base: float | None, tuned: float | None, note: str) -> Card:
+    before, after = finite(base), finite(tuned)
+    gain, change = None, ""
+    if before and after is not None:
+        gain = (before - after) / abs(before)
+        change = f"{abs(100 * gain):.1f}% {'lower' if gain > 0 else 'higher'}"
+    full = max(before or 0.0, after or 0.0)
+    return _card(label, (decimal(base), decimal(tuned)), (base, tuned, full), gain, change, note)
+
+
+def _share_card(label: str, base: float | None, tuned: float | None, note: str) -> Card:
+    before, after = finite(base), finite(tuned)
+    gain, change = None, ""
+    if before is not None and after is not None:
+        gain = 100 * (after - before)
+        change = f"{gain:+.1f} points".replace("-", "−")
+    return _card(label, (percent(base), percent(tuned)), (base, tuned, 1.0), gain, change, note)
+
+
+def _card(
+    label: str,
+    written: tuple[str, str],
+    bars: tuple[float | None, float | None, float],
+    gain: float | None,
+    change: str,
+    note: str,
+) -> Card:
+    verdict = ""
+    if gain is not None:
+        verdict = "" if abs(gain) < 5e-4 else "better" if gain > 0 else "worse"
+        change = f"{change}, {verdict}" if verdict else "no change"
+    base, tuned, full = bars
+    return Card(
+        label=label,
+        base=written[0],
+        tuned=written[1],
+        base_share=share(base, full),
+        tuned_share=share(tuned, full),
+        change=change,
+        verdict=verdict,
+        note=note,
+    )
+
+
+def _match_note(match: float | None, scored: float | None) -> str:
+    match, scored = finite(match), finite(scored)
+    if match is None or not scored or scored < 0:
+        return "No reference answer was short enough to be scored."
+    low, high = wilson_interval(match, scored)
+    return f"Of {things(scored, 'short answer')}; 95% interval {percent(low)} to {percent(high)}."
+
+
+def wilson_interval(share: float, trials: float) -> tuple[float, float]:
+    """Return the 95% interval of a share seen in so many trials; sane at 0, at 1 and for few."""
+    z2 = 1.96**2 / trials
+    middle = (share + z2 / 2) / (1 + z2)
+    reach = math.sqrt(max(0.0, share * (1 - share) * z2 + z2 * z2 / 4)) / (1 + z2)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def moved(before: float | None, after: float | None, form: Callable[[float | None], str]) -> str:
+    """Say in words how a number changed, as `form` writes it."""
+    if finite(after) is None or finite(before) is None or before is None or after is None:
+        return "was not measured" if after is None else f"is {form(after)}"
+    if form(before) == form(after):
+        return f"stayed at {form(after)}"
+    return f"{'fell' if after < before else 'rose'} from {form(before)} to {form(after)}"
+
+
+def categories(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The scores of each category of reports/eval.json, the most frequent category first."""
+    keys = {
+        "examples": "examples",
+        "base_loss": "base_val_loss",
+        "loss": "val_loss",
+        "base_match": "base_exact_match",
+        "match": "exact_match",
+        "scored": "exact_match_examples",
+    }
+    rows = [
+        {"name": name, **{short: number(row, key) for short, key in keys.items()}}
+        for name, row in (scores.get("by_category") or {}).items()
+    ]
+    return sorted(rows, key=lambda row: (-(row["examples"] or 0), row["name"]))

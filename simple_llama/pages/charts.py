@@ -1,0 +1,306 @@
+"""Charts of a page: lines and a histogram, laid out by matplotlib.
+
+All lengths are user units of the SVG (about one pixel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from simple_llama.pages.drawing import Drawing, drawing, swatch
+from simple_llama.pages.numbers import count, decimal, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = np.ndarray[Any, np.dtype[np.float64]]
+"""(N, 2): x and y, finite, ascending in x."""
+
+MOST_POINTS = 600
+"""Points a line is drawn with at most."""
+MOST_DOTS = 60
+"""Points of a line that are marked at most."""
+
+_DRAWABLE = 1e100
+"""Larger values count as not finite: their differences would overflow."""
+_NAME_HEIGHT = 17.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart."""
+
+    label: str
+    """Its name in the legend, in tooltips and at its end; may be any text."""
+    points: Points
+    style: str
+    """CSS classes that give colour and width."""
+    marker: str = ""
+    """Matplotlib's name of the shape that marks each point, if there are few enough."""
+    dots_only: bool = False
+    """Small dots instead of a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A labelled vertical line."""
+
+    x: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What the macro `figure` of parts.html.jinja shows as a card."""
+
+    title: str
+    svg: Markup | None = None
+    """None where there is nothing to draw."""
+    legend: Sequence[tuple[Markup, str]] = ()
+    """Swatch and name of each line."""
+    note: str = ""
+
+
+def finite_points(rows: Sequence[Mapping[str, float]], x: str, y: str) -> Points:
+    """Take the columns `x` and `y` of rows, leaving out what cannot be drawn."""
+    pairs = [(number(row, x), number(row, y)) for row in rows]
+    points = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
+    points = points[(np.abs(points) < _DRAWABLE).all(axis=1)]  # NaN is not
+    return points[np.lexsort(points.T[::-1])]
+
+
+def thin(points: Points, most: int = MOST_POINTS) -> Points:
+    """Keep at most `most` points so that every peak and dip stays: minima and maxima of parts."""
+    if len(points) <= most:
+        return points
+    heights = points[:, 1]
+    parts = np.array_split(np.arange(len(points)), most // 2)
+    kept = [(part[heights[part].argmin()], part[heights[part].argmax()]) for part in parts]
+    return points[np.unique(kept)]
+
+
+def smooth(points: Points, most: int = MOST_POINTS // 2) -> Points:
+    """Average over a centred window of 4% of the points, at `most` evenly spread places."""
+    total = len(points)
+    if total <= 2:
+        return points
+    sums = np.concatenate([[0.0], np.cumsum(points[:, 1])])
+    reach = max(2, total // 50)
+    places = np.linspace(0, total - 1, min(total, most)).astype(int)
+    start, end = np.maximum(0, places - reach), np.minimum(total, places + reach + 1)
+    return np.column_stack([points[places, 0], (sums[end] - sums[start]) / (end - start)])
+
+
+def line_chart(
+    *,
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str = "",
+    size: tuple[float, float] = (680, 395),
+    log: bool = False,
+    mark: Mark | None = None,
+    named: Sequence[Series] | None = None,
+    name_ends: bool = False,
+    note: str = "",
+) -> Chart:
+    """Draw lines over a common whole-numbered x (such as optimizer steps).
+
+    log: a logarithmic y, for values above 0. named: what the legend and the spoken description
+    name, all series by default. name_ends: at the right too, each beside the end of its line.
+    """
+    series = [one for one in series if len(one.points)]
+    if not series:
+        return Chart(title=title)
+    named = [one for one in (series if named is None else named) if len(one.points)]
+    narrow = size[0] <= 400
+    with drawing(*size) as drawn:
+        axes = drawn.axes(x_label, y_label, right=170 if name_ends else 14)
+        x, y = np.concatenate([one.points for one in series]).T
+        _scale_x(axes, x, ticks=4 if narrow else 6)
+        if log:
+            _scale_y_log(axes, y)
+        else:
+            starts = [one.points[0, 1] for one in series]
+            _scale_y(axes, y, _ceiling(y, starts), ticks=4 if narrow else 6)
+        top = axes.get_ylim()[1]
+        if y.max() > top:
+            note = f"{note} Values above {decimal(top)} are drawn at the upper edge.".strip()
+        for one in series:
+            _draw_line(drawn, axes, one, top)
+        if mark:
+            _draw_mark(axes, mark)
+        if name_ends:
+            _name_ends(drawn, axes, named, top)
+        description = [*map(_in_words, named), *([f"{mark.text}."] if mark else [])]
+        svg = drawn.svg(title, " ".join(description))
+    legend = [(swatch(one.style, one.marker), one.label) for one in named]
+    return Chart(title=title, svg=svg, legend=legend if len(series) > 1 else (), note=note)
+
+
+def histogram(
+    *,
+    title: str,
+    buckets: Sequence[tuple[int, int, int]],
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark] = (),
+    size: tuple[float, float] = (600, 280),
+) -> Chart:
+    """Draw (from, to inclusive, how many) buckets as bars."""
+    if not buckets:
+        return Chart(title=title)
+    low, high, many = np.array(buckets, np.float64).T
+    with drawing(*size) as drawn:
+        axes = drawn.axes(x_label, y_label)
+        _scale_x(axes, np.array([low[0] - 1, high[-1]]), ticks=8)
+        _scale_y(axes, np.append(many, 0), max(many.max(), 1), ticks=5, whole=True)
+        axes.bar(low - 1, many, high - low + 1, align="edge", gid="bar tip", clip_on=False)
+        drawn.tips += [f"{count(a)} to {count(b)}: {count(n)}" for a, b, n in buckets]
+        for line, mark in enumerate(marks):
+            _draw_mark(axes, mark, line=line)
+        first, last, most = buckets[int(many.argmax())]
+        description = (
+            f"{count(many.sum())} in all, from {count(low[0])} to {count(high[-1])}; "
+            f"most, {count(most)}, between {count(first)} and {count(last)}."
+        )
+        return Chart(title=title, svg=drawn.svg(title, description))
+
+
+def _scale_x(axes: Axes, values: Points, *, ticks: int) -> None:
+    left, right = values.min(), values.max()
+    if left == right:
+        left, right = left - 1, right + 1
+    if 0 < left < 0.05 * right:
+        left = 0.0
+    axes.set_xlim(left, right)
+    axes.xaxis.set_major_locator(_round_values(ticks, whole=True))
+    axes.xaxis.set_major_formatter(tick_text)
+
+
+def _scale_y(axes: Axes, values: Points, top: float, *, ticks: int, whole: bool = False) -> None:
+    low = values.min()
+    if 0 <= low < top / 2:
+        low = 0.0
+    if low == top:
+        low, top = low - 0.5 * (abs(low) or 1), top + 0.5 * (abs(top) or 1)
+    locator = _round_values(ticks, whole=whole)
+    upward = locator.tick_values(low, top)
+    axes.set_ylim(upward[0], max(top + 0.04 * (top - upward[0]), upward[1]))
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_major_formatter(tick_text)
+
+
+def _ceiling(values: Points, starts: Sequence[float]) -> float:
+    """Top of the y axis: the maximum, unless a few outliers would flatten everything else.
+
+    Where the lines start is always shown: a loss that falls steeply at first is no outlier.
+    """
+    usual, most = np.quantile(values, 0.95, method="lower"), values.max()
+    return float(min(most, max(5 * usual, *starts)) if usual > 0 else most)
+
+
+def _scale_y_log(axes: Axes, values: Points) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    margin = (values.max() / values.min()) ** 0.04 * 1.01
+    low, high = values.min() / margin, values.max() * margin
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        places = LogLocator(subs=digits, numticks=99).tick_values(low, high)
+        shown = places[(low <= places) & (places <= high)]
+        if len(shown) >= 4:
+            break
+    else:
+        places = _round_values(6).tick_values(low, high)
+        shown = places[(low <= places) & (places <= high)]
+    axes.set_yticks(shown)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(tick_text)
+
+
+def tick_text(value: float, place: float = 0) -> str:
+    """Write a tick briefly: 0.25, 25,000, 1.5e-3."""
+    if value == 0 or 1e-2 <= abs(value) < 1e6:
+        return f"{value:,.6g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _round_values(most: int, *, whole: bool = False) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10])
+
+
+def _draw_line(drawn: Drawing, axes: Axes, series: Series, top: float) -> None:
+    """Draw a line and its marked points; what is higher than `top`, there."""
+    points = thin(series.points, 100 if series.dots_only else MOST_POINTS)
+    x, y = points[:, 0], np.minimum(points[:, 1], top)
+    if series.dots_only:
+        axes.plot(x, y, "s", gid=f"small {series.style}", markersize=3, clip_on=False)
+        return
+    axes.plot(x, y, gid=f"line {series.style}", clip_on=False)
+    if len(x) == 1 or (series.marker and len(x) <= MOST_DOTS):
+        gid = f"dot tip {series.style}"
+        axes.plot(x, y, series.marker or "o", gid=gid, markersize=7, clip_on=False)
+        drawn.tips += [f"{series.label} at {count(a)}: {decimal(b)}" for a, b in points]
+
+
+def _draw_mark(axes: Axes, mark: Mark, *, line: int = 0) -> None:
+    """Draw a mark, its text on the side with more room and `line` lines down."""
+    left, right = axes.get_xlim()
+    x = min(max(mark.x, left), right)
+    before = x > (left + right) / 2
+    axes.axvline(x, gid="mark", clip_on=False)
+    axes.annotate(
+        mark.text,
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6 if before else 6, -12 - 21 * line),
+        textcoords="offset points",
+        ha="right" if before else "left",
+        gid="mark-text",
+    )
+
+
+def _name_ends(drawn: Drawing, axes: Axes, series: Sequence[Series], top: float) -> None:
+    """Write names at the right, each beside the end of its line.
+
+    By hand, for matplotlib does not move texts apart where they overlap.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import IdentityTransform
+
+    box, pixels = axes.bbox, IdentityTransform()
+    ends = [axes.transData.transform((x, min(y, top))) for x, y in (s.points[-1] for s in series)]
+    placed = sorted(zip(ends, series), key=lambda one: float(one[0][1]))
+    placed = placed[: int(box.height / _NAME_HEIGHT)]
+    # in steps of one name, heights that do not fall are names that do not overlap
+    steps = _NAME_HEIGHT * np.arange(len(placed))
+    heights = np.maximum.accumulate([end[1] for end, _ in placed] - steps)
+    heights = np.minimum(heights, box.y1 - steps[-1]) + steps
+    for ((x, y), one), height in zip(placed, heights):
+        leader = Line2D([x + 6, max(box.x1, x + 6), box.x1 + 14], [y, y, height], transform=pixels)
+        leader.set_gid("leader")
+        dot = Line2D([box.x1 + 22], [height], transform=pixels, marker=one.marker, markersize=7)
+        dot.set_gid(f"dot {one.style}")
+        for artist in (leader, dot):
+            drawn.figure.add_artist(artist)
+        drawn.figure.text(box.x1 + 32, height - 4, "name", gid="name", transform=pixels)
+        drawn.names.append(one.label if len(one.label) <= 20 else f"{one.label[:19]}…")
+
+
+def _in_words(series: Series) -> str:
+    """A line's first, last and lowest value."""
+    (start, first), (end, last) = series.points[0], series.points[-1]
+    return (
+        f"{series.label}: {decimal(first)} at {count(start)}, {decimal(last)} at {count(end)}, "
+        f"lowest {decimal(series.points[:, 1].min())}."
+    )

@@ -1,0 +1,43 @@
+"""Filling a page's template: what comes from outside is escaped, and stays text."""
+
+import re
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from simple_llama.pages import numbers
+
+# Control characters are not valid HTML and lone surrogates cannot be written as UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(value: Any) -> Any:
+    """Replace what no HTML file can hold in a text by U+FFFD, and unify its line ends."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _UNPRINTABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def fill(template: str, **values: Any) -> str:
+    """Render a template, named by its path below simple_llama/, with these values.
+
+    Raises jinja2.UndefinedError where the template asks for a value that is not among them.
+    """
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("simple_llama", "."),
+        autoescape=True,
+        finalize=printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = (numbers.count, numbers.decimal, numbers.percent, numbers.share, numbers.things)
+    environment.globals.update({one.__name__: one for one in formats}, MISSING=numbers.MISSING)
+    return environment
