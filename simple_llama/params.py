@@ -115,6 +115,11 @@ class ExecutionParams:
         """micro_batch_tokens, as far as it is known without the device."""
         return AUTO_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each of several devices holds a part of the model only."""
+        return False
+
     def __post_init__(self) -> None:
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device)
         _require(known is not None, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
@@ -201,6 +206,10 @@ class TrainParams(ExecutionParams):
             return PROJECTIONS
         # in `-S lora_targets=...` a comma would mean several experiments
         return tuple(sorted({name for name in re.split(r"[+,\s]+", self.lora_targets) if name}))
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.shard == "full"
 
     @property
     def examples_per_step(self) -> int:

@@ -3,23 +3,15 @@ models/baseline.jsonl, which evaluate compares every training with."""
 
 import torch
 
-from simple_llama.errors import one_line_errors
 from simple_llama.evaluation.baseline import score_base, write_baseline
 from simple_llama.evaluation.subject import Subject
-from simple_llama.params import BaseParams, EvaluateParams, Params, ProcessParams
+from simple_llama.params import BaseParams, EvaluateParams, Params
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.launch import run_on_devices
+from simple_llama.training.launch import run_stage
 
 
 def main() -> None:
-    with one_line_errors():
-        params = Params()
-        run_on_devices(
-            "stages.baseline",
-            params.section(EvaluateParams),
-            lambda device, ranks: baseline_on(device, ranks, params),
-            share=params.section(ProcessParams).share_device,
-        )
+    run_stage("stages.baseline", EvaluateParams, baseline_on)
 
 
 def baseline_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:

@@ -11,7 +11,6 @@ import torch
 from simple_llama import tracking
 from simple_llama.data.batches import split_prompt_and_reply
 from simple_llama.data.tokens import Tokens
-from simple_llama.errors import one_line_errors
 from simple_llama.evaluation.baseline import read_baseline, score_tuned
 from simple_llama.evaluation.metrics import Evaluation, reference, summarise
 from simple_llama.evaluation.report.page import ReportInput, render
@@ -29,7 +28,7 @@ from simple_llama.params import (
 )
 from simple_llama.process import main_root
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.launch import run_on_devices
+from simple_llama.training.launch import run_stage
 from simple_llama.training.resume import remove_published
 
 MODEL = "models/sft"
@@ -40,14 +39,7 @@ WORST_SHOWN = 20
 
 
 def main() -> None:
-    with one_line_errors():
-        params = Params()
-        run_on_devices(
-            "stages.evaluate",
-            params.section(EvaluateParams),
-            lambda device, ranks: evaluate_on(device, ranks, params),
-            share=params.section(ProcessParams).share_device,
-        )
+    run_stage("stages.evaluate", EvaluateParams, evaluate_on)
 
 
 def evaluate_on(device: torch.device, ranks: Ranks, all_params: Params) -> None:

@@ -14,18 +14,30 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from simple_llama.errors import InputError
+from simple_llama.errors import InputError, one_line_errors
 from simple_llama.model.device import allowed_devices, claim_devices, use_deterministic_algorithms
-from simple_llama.params import ExecutionParams
+from simple_llama.params import ExecutionParams, Params, ProcessParams
 from simple_llama.process import dvc_process_id, terminate_with
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks, init_process_group
 
 Work = Callable[[torch.device, Ranks], None]
+StageWork = Callable[[torch.device, Ranks, Params], None]
 
 
-def run_on_devices(
-    module: str, params: ExecutionParams, work: Work, *, share: bool, sharded: bool = False
-) -> None:
+def run_stage(module: str, owner: type[ExecutionParams], work: StageWork) -> None:
+    """The main() of a stage that computes on devices: read params.yaml, call `work` as
+    run_on_devices does by the values of `owner`, and end on a user's mistake in one line."""
+    with one_line_errors():
+        params = Params()
+        run_on_devices(
+            module,
+            params.section(owner),
+            lambda device, ranks: work(device, ranks, params),
+            share=params.section(ProcessParams).share_device,
+        )
+
+
+def run_on_devices(module: str, params: ExecutionParams, work: Work, *, share: bool) -> None:
     """Call `work`: here, or in a process for each device that runs `module` again.
 
     share: other stages may compute on the same devices. Returns, or exits, when all are done.
@@ -34,7 +46,7 @@ def run_on_devices(
         use_deterministic_algorithms()
     if "LOCAL_RANK" in os.environ:  # torchrun started this process
         with terminate_with(os.getppid(), "torchrun"):
-            _as_rank(params, work, sharded)
+            _as_rank(params, work)
         return
     with (
         terminate_with(dvc_process_id()),
@@ -46,7 +58,7 @@ def run_on_devices(
             _launch(module, chosen)
 
 
-def _as_rank(params: ExecutionParams, work: Work, sharded: bool) -> None:
+def _as_rank(params: ExecutionParams, work: Work) -> None:
     kind = allowed_devices(params.device)[0].type
     device = torch.device(kind)
     if kind == "cuda":
@@ -55,7 +67,7 @@ def _as_rank(params: ExecutionParams, work: Work, sharded: bool) -> None:
     if os.environ["RANK"] != "0":  # one is enough to be heard
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         warnings.simplefilter("ignore")
-    with init_process_group(kind, sharded=sharded) as ranks, ranks.propagate_errors():
+    with init_process_group(kind, sharded=params.is_sharded) as ranks, ranks.propagate_errors():
         work(device, ranks)
 
 

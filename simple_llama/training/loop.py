@@ -211,7 +211,7 @@ class Trainer:
         step = self.progress.step
         examples = self.plan.examples_at(step)
         lr = learning_rate(step, self.plan.steps, self.params)
-        self.optimizer.lr, self.optimizer.step_index = lr, step
+        self.optimizer.lr = lr
 
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         computed, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)

@@ -1,18 +1,24 @@
-"""What ranks other than the first do where that one speaks and writes."""
+"""Training on the ranks other than 0, which print, log and publish nothing."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
 
 from simple_llama.data.batches import Plan
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.sharding import gather_full_tensors
 from simple_llama.training.distributed import Ranks
+from simple_llama.training.loop import train
 from simple_llama.training.preflight import Preflight
+from simple_llama.training.setup import Setup
 from simple_llama.training.snapshot_files import write_tensors
-from simple_llama.training.state import Progress, Snapshot, StepRecord
+from simple_llama.training.state import Diverged, Progress, Snapshot, StepRecord
 
 
 class NonMainCallback:
-    """A Callback that is silent, and does its part of what a Recorder writes."""
+    """A Callback that takes part in what rank 0's Recorder writes: parameters are gathered by all
+    ranks, and each writes its part of the resume state."""
 
     def __init__(self, ranks: Ranks, ckpt_epochs: int) -> None:
         self.ranks, self.ckpt_epochs = ranks, ckpt_epochs
@@ -49,3 +55,15 @@ class NonMainCallback:
         place = self.ranks.broadcast(None)
         if place is not None:
             write_tensors(snapshot().tensors, place, self.ranks)
+
+
+def train_as_non_main(setup: Setup, ranks: Ranks) -> None:
+    """What training.run does on rank 0, without what only rank 0 does."""
+    snapshot: Snapshot | None = ranks.broadcast(None)
+    torch.set_num_threads(ranks.broadcast(0))
+    callback = NonMainCallback(ranks, setup.params.ckpt_epochs)
+    try:
+        train(setup.model, setup.data, setup.params, callback, snapshot, ranks)
+    except Diverged as error:
+        write_tensors(error.snapshot.tensors, ranks.broadcast(Path()), ranks)
+        raise

@@ -40,9 +40,6 @@ class AdamW:
         self.weights = trainable_parameters(model)
         self.params = params
         self.lr = params.max_lr
-        self.step_index = 0
-        """Of the step that is made, from 0: what is rounded at random is a function of (seed,
-        step)."""
         self.moments = MOMENTS[params.optimizer_state]
         self.state: dict[str, dict[str, Tensor]] = {}
         """By parameter, from the first step on: its moments, and the number of steps, a float32
@@ -79,11 +76,12 @@ class AdamW:
         if self.params.optimizer_state == "fp32" and self.params.weights == "fp32":
             self._step_in_float32()
             return
+        steps_made = int(next(iter(self.state.values()))["step"])  # the same for each parameter
         for index, (name, weight) in enumerate(self.weights.items()):
-            # of its own for each, so that what one draws changes no other
-            seed = sha256(f"{self.params.seed} {self.step_index} {index}".encode()).digest()
+            # a generator for each parameter: what one draws changes no other
+            seed = sha256(f"{self.params.seed} {steps_made} {index}".encode()).digest()
             generator = Generator(weight.device).manual_seed(int.from_bytes(seed[:7]))
-            self._update(name, weight, generator)
+            self._update(name, weight, steps_made + 1, generator)
 
     def _step_in_float32(self) -> None:
         for decays in (True, False):
@@ -109,12 +107,12 @@ class AdamW:
                 maximize=False,
             )
 
-    def _update(self, name: str, weight: Tensor, generator: Generator) -> None:
-        """The same in float32, a span after the other, and what is kept rounded without a bias."""
+    def _update(self, name: str, weight: Tensor, steps: int, generator: Generator) -> None:
+        """The same update, computed in float32 a chunk at a time; weights and moments that are
+        kept in fewer bits are rounded stochastically. steps: this one included."""
         state, moments, params = self.state[name], self.moments, self.params
         assert weight.grad is not None, name
         state["step"] += 1
-        steps = self.step_index + 1
         size = self.lr / (1 - params.beta1**steps)
         root = math.sqrt(1 - params.beta2**steps)
         flat, gradient = weight.view(-1), weight.grad.view(-1)
