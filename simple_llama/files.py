@@ -85,6 +85,13 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write(f"{text}\n".encode())
 
 
+def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A line for each row, atomically."""
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+
+
 def describe_placeholder(head: bytes) -> str | None:
     """What a file of another kind is that begins so: nothing, or what was saved in its place and
     how to get the file itself, for a message."""

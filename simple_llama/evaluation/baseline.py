@@ -6,7 +6,9 @@ answered `reply`, where it was scored `match`. Floats come back as they were.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,22 @@ import torch
 from simple_llama.errors import InputError
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference
 from simple_llama.evaluation.subject import Subject
-from simple_llama.files import atomic_write
+from simple_llama.files import write_json_lines
 from simple_llama.model.folder import check_fits, load_model
-from simple_llama.params import EvaluateParams
+from simple_llama.params import BaseParams, EvaluateParams, Params
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.loss import Scores
 
 BASELINE = Path("models/baseline.jsonl")
+
+
+def run_baseline(device: torch.device, ranks: Ranks, all_params: Params) -> None:
+    """The work of the stage baseline: score the base on this device, together with all ranks."""
+    params = all_params.section(EvaluateParams)
+    base = all_params.section(BaseParams).model_path
+    evaluation = score_base(base, Subject.read(params), device, ranks, params)
+    if ranks.is_main:
+        write_baseline(evaluation)
 
 
 def score_base(
@@ -62,16 +73,19 @@ def _score(
 
 def write_baseline(evaluation: Evaluation, path: Path = BASELINE) -> None:
     """One line for each example."""
+    write_json_lines(path, _rows(evaluation))
+
+
+def _rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     scores = evaluation.scores
     columns = (scores.loss.tolist(), scores.tokens.tolist(), scores.correct.tolist())
-    with atomic_write(path) as file:
-        for example, (loss, tokens, correct) in enumerate(zip(*columns, strict=True)):
-            row = {"loss": loss, "tokens": tokens, "correct": correct}
-            if example in evaluation.replies:
-                row["reply"] = evaluation.replies[example]
-            if example in evaluation.matches:
-                row["match"] = evaluation.matches[example]
-            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+    for example, (loss, tokens, correct) in enumerate(zip(*columns, strict=True)):
+        row = {"loss": loss, "tokens": tokens, "correct": correct}
+        if example in evaluation.replies:
+            row["reply"] = evaluation.replies[example]
+        if example in evaluation.matches:
+            row["match"] = evaluation.matches[example]
+        yield row
 
 
 def read_baseline(subject: Subject, path: Path = BASELINE) -> Evaluation:

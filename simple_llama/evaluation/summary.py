@@ -1,4 +1,7 @@
-"""`simple-llama summary`: the last run in a few lines."""
+"""How good the last run is, in words: `simple-llama summary`, and the line that evaluate prints."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from simple_llama.files import read_json
 from simple_llama.params import EvaluateParams, Params
@@ -22,3 +25,15 @@ def summary() -> str:
         ("runs", "make ui, then open the address that it prints"),
     ]
     return "\n".join(f"{name:<16} {text}" for name, text in lines)
+
+
+def scores_in_a_line(scores: Mapping[str, Any], params: EvaluateParams) -> str:
+    """Write reports/eval.json as 'validation loss 3.21 -> 0.45, exact match 0.0% -> 71.2% of 9'."""
+    where = "validation" if params.on_validation_split else "held-out"
+    line = f"{where} loss {scores['base_val_loss']:.4f} -> {scores['val_loss']:.4f}"
+    if scores["exact_match"] is not None:
+        line += (
+            f", exact match {scores['base_exact_match']:.1%} -> {scores['exact_match']:.1%} "
+            f"of {scores['exact_match_examples']:,}"
+        )
+    return line

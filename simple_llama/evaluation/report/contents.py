@@ -1,0 +1,71 @@
+"""What the report of a run shows, from the files that the stages before it wrote."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simple_llama.data.tokens import Tokens
+from simple_llama.evaluation.report.page import ReportInput
+from simple_llama.evaluation.subject import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS
+from simple_llama.files import read_csv, read_json
+from simple_llama.model.device import is_deterministic, pick_device
+from simple_llama.params import Params, ProcessParams, TrackingParams, TrainParams, without
+
+HISTOGRAM_BUCKETS = 24
+
+
+def read_contents(
+    scores: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    worst: Sequence[Mapping[str, Any]],
+    params: Params,
+) -> ReportInput:
+    """Put what evaluate found beside the reports of the other stages in the current folder."""
+    lengths = np.concatenate([Tokens.read(path).lengths for path in (TRAIN_TOKENS, VAL_TOKENS)])
+    return ReportInput(
+        prepare=read_json("reports/prepare.json"),
+        tokenize=read_json("reports/tokenize.json"),
+        train=read_json("reports/train.json"),
+        evaluation=scores,
+        train_curve=read_csv("reports/curves/train.csv"),
+        val_curve=read_csv("reports/curves/val.csv"),
+        lengths=histogram(lengths),
+        samples=samples,
+        worst=worst,
+        params=without(params, TrackingParams, ProcessParams),
+        facts=facts(params),
+    )
+
+
+def histogram(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> list[tuple[int, int, int]]:
+    """Count lengths in buckets of equal width: (from, to inclusive, examples), in tokens."""
+    width = -(-int(lengths.max()) // HISTOGRAM_BUCKETS)
+    counts = np.bincount((lengths - 1) // width)
+    return [(i * width + 1, (i + 1) * width, int(n)) for i, n in enumerate(counts)]
+
+
+def facts(params: Params) -> dict[str, str]:
+    """Say what was trained on what: label to text."""
+    values = params.values
+    weights = "full fine-tuning" + (f", dropout {values['dropout']}" if values["dropout"] else "")
+    prompt_format = read_json(Path(TOKENIZER, "tokenizer_config.json"))["prompt_format"]
+    return {
+        "Base model": values["model_path"],
+        "Data": values["ft_json_path"],
+        "Tokenizer": f"{values['tokenizer_path']}, prompt format {prompt_format}",
+        "Repeatable": _repeatable(params.section(TrainParams)),
+        "Trained": f"{weights}, supervising {values['supervise'].replace('_', ' ')}",
+        "Step": f"{values['batch_size'] * values['grad_accum_steps']} examples, "
+        f"{values['lr_schedule']} schedule from {values['max_lr']:g} to {values['min_lr']:g}",
+    }
+
+
+def _repeatable(params: TrainParams) -> str:
+    """How exactly the same training gives the same weights, where it runs."""
+    device = pick_device(params.device)
+    if is_deterministic(device) and params.enable_compilation is not True:
+        return f"byte for byte on {device.type}, with the same kind of processor and thread count"
+    what = "compiled code" if is_deterministic(device) else device.type
+    return f"closely but not byte for byte: {what} may add in another order"

@@ -1,0 +1,51 @@
+"""Single examples of an evaluation: those that were answered, and those with the highest loss."""
+
+from typing import Any
+
+import numpy as np
+
+from simple_llama.data.batches import split_prompt_and_reply
+from simple_llama.evaluation.metrics import Evaluation, reference
+from simple_llama.evaluation.subject import Subject
+
+HIGHEST_LOSSES = 20
+"""So many examples are listed."""
+
+
+def answered_examples(
+    subject: Subject, base: Evaluation, tuned: Evaluation
+) -> list[dict[str, Any]]:
+    """Each answered example: prompt, reference, the base model's and the tuned model's answer."""
+    tokens, tokenizer = subject.tokens, subject.tokenizer
+    return [
+        {
+            "category": subject.categories[example],
+            "prompt": tokenizer.decode(split_prompt_and_reply(tokens, example)[0]),
+            "reference": reference(tokens, tokenizer, example),
+            "base": base.replies[example],
+            "tuned": tuned.replies[example],
+            "base_match": base.matches.get(example),
+            "match": tuned.matches.get(example),
+        }
+        for example in sorted(tuned.replies)
+    ]
+
+
+def highest_losses(subject: Subject, base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
+    """The examples with the highest loss of the tuned model, in nats per token, highest first.
+
+    Wrong data stands out among them.
+    """
+    losses, before = (one.scores.loss / one.scores.tokens for one in (tuned, base))
+    order = np.argsort(-losses, kind="stable")[:HIGHEST_LOSSES]
+    return [
+        {
+            "id": subject.ids[example],
+            "category": subject.categories[example],
+            "loss": float(losses[example]),
+            "base_loss": float(before[example]),
+            "tokens": int(tuned.scores.tokens[example]),
+            "reference": reference(subject.tokens, subject.tokenizer, example),
+        }
+        for example in order.tolist()
+    ]
