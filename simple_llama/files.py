@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: a temporary name beside them, fsync, rename."""
+"""Files and folders that are written whole or not at all: a temporary name, fsync, rename."""
 
 import contextlib
 import csv
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from simple_llama.errors import InputError
 
 HEAD_BYTES = 256
-"""Of a file's start, that show whether something else was saved under its name."""
+"""How much of a file shows whether it is a placeholder."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a pointer file begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
 HTML = (b"<!doctype html", b"<html")
@@ -93,8 +93,8 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
 
 
 def describe_placeholder(head: bytes) -> str | None:
-    """What a file of another kind is that begins so: nothing, or what was saved in its place and
-    how to get the file itself, for a message."""
+    """What a file with this beginning is instead of the real one (empty, a Git LFS pointer, an HTML
+    page), and how to get that, for a message; None where it is none of these."""
     if not head:
         return "an empty file"
     if head.startswith(LFS_POINTER):

@@ -58,11 +58,11 @@ class PrepareParams:
         "prompt_completion",
         "preference",
     ]
-    """Of its rows; auto: told file by file."""
+    """Of its rows; auto: detected file by file."""
     train_split: float
     """Share of distinct first prompts on the training side."""
     max_rejected: float
-    """Largest share of rejected examples with which the run goes on."""
+    """Share of rejected examples above which prepare stops."""
     system_prompt: str
     """What CUSTOM stands for."""
     seed: int
@@ -86,7 +86,7 @@ class TokenizeParams:
     max_seq_len: int
     """Longest example, in tokens."""
     max_dropped: float
-    """Largest share of longer examples, which are dropped, with which the run goes on."""
+    """Share of dropped examples above which tokenize stops."""
     supervise: Literal["last_reply", "all_replies"]
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class ExecutionParams:
     num_devices: int | Literal["auto"]
     """Of this machine; auto: all its GPUs that `device` allows, or one CPU."""
     deterministic: bool
-    """Whether only kernels that repeat their bytes compute, and nothing is decided by measuring."""
+    """Use deterministic kernels only, and decide nothing by measuring."""
 
     @property
     def tokens_at_once(self) -> int:
@@ -162,7 +162,7 @@ class TrainParams(ExecutionParams):
     max_grad_norm: float
     """0 switches clipping off."""
     loss_spike: float
-    """Times the recent mean loss that a step's loss may be; 0: any."""
+    """A loss above so many times the recent mean ends the training; 0: no loss does."""
     max_steps: int
     """Optimizer steps; 0: no limit."""
     max_train_examples: int
@@ -184,15 +184,15 @@ class TrainParams(ExecutionParams):
     enable_compilation: bool | Literal["auto"]
     """auto: on CUDA, where this training is long enough to win back the time that it takes."""
     cuda_graphs: bool
-    """Whether a GPU is given a packed micro-batch's kernels at once."""
+    """Whether all kernels of a packed micro-batch are launched at once."""
     activation_checkpointing: Literal["none", "blocks"]
     """What the backward pass computes again to save memory."""
     shard: Literal["none", "full"]
     """Whether each of several devices holds a part of the model only."""
     weights: Literal["fp32", "bf16"]
-    """What matrices are held in where all weights are trained, and their gradients."""
+    """The type of matrices and their gradients where all weights are trained."""
     optimizer_state: Literal["fp32", "bf16", "8bit"]
-    """What AdamW's two moments of each weight are held in."""
+    """The type of AdamW's two moments of each weight."""
     lora_rank: int
     """Of the adapters; 0: all weights are trained."""
     lora_alpha: float
@@ -279,7 +279,8 @@ class TrainParams(ExecutionParams):
         self._check_lora()
 
     def _check_memory(self) -> None:
-        """What is rounded is rounded whole, on each device."""
+        """Other types than fp32 are for tensors that are not sharded, and for weights that are all
+        trained under bf16 autocast."""
         for key in ("weights", "optimizer_state"):
             value = getattr(self, key)
             _require(self.shard == "none" or value == "fp32", key, value, "fp32 with shard: full")
@@ -371,7 +372,7 @@ class TrackingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessParams:
-    """How stages live as processes; no stage's outs depend on it."""
+    """Locks and resuming; no stage's outs depend on it."""
 
     resume_interval: float
     """Seconds between two savings of the resume state; 0: at epoch ends only."""

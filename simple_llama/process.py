@@ -1,4 +1,4 @@
-"""This process among others: where the main repository is, who still lives, and who holds what.
+"""Processes and locks: where the main repository is, whether DVC still runs, who holds a device.
 
 Nothing here changes what a stage computes.
 """
@@ -25,7 +25,7 @@ NO_LOCK_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 CLAIM_INTERVAL = 0.5
 """Seconds between two tries to get a device."""
 WATCH_INTERVAL = 0.5
-"""Seconds between two looks at whether DVC still lives."""
+"""Seconds between two checks that DVC still runs."""
 
 
 def main_root() -> Path:
@@ -95,7 +95,7 @@ def file_lock(path: Path, purpose: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock `path` if nobody else does; gives whether it is held."""
+    """Hold the lock `path` if nobody else does; yields whether it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         yield _lock_free([file], 1) is not None
@@ -105,11 +105,10 @@ def try_lock(path: Path) -> Iterator[bool]:
 def claim_locks(
     names: Sequence[str | None], *, count: int = 1, share: bool = False
 ) -> Iterator[list[int]]:
-    """Hold the first `count` free ones of the devices with these lock names, all or none; gives
-    their places among them.
+    """Lock the first `count` devices that are free, all or none; yields their indices in `names`.
 
-    While other processes of this repository hold too many, it waits and says so, or, where `share`
-    is set, takes any. A device named None is nobody's, and as many as one wants.
+    While too few are free, it waits and says so; with `share` it yields any devices instead,
+    without a lock. A device named None needs no lock, and stands for any number of devices.
     """
     if None in names:
         yield [names.index(None)] * count
@@ -135,7 +134,8 @@ def claim_locks(
 
 
 def _lock_free(files: Sequence[IO[str]], count: int) -> list[int] | None:
-    """The places of the first `count` that nobody holds, now locked; None: there are fewer."""
+    """Lock the first `count` files that nobody holds; their indices, or None where they are
+    fewer."""
     held: list[int] = []
     for place, file in enumerate(files):
         if len(held) < count:
@@ -163,9 +163,9 @@ def _read_holder(path: Path) -> str:
 
 
 def process_start_time(pid: int) -> str | None:
-    """When a process began, exactly and without a clock; None: it is gone.
+    """When a process started, in the system's own units; None where it has ended.
 
-    Process ids are reused, a pair of id and start is not.
+    Process ids are reused; a pair of id and start is not.
     """
     if Path("/proc/self/stat").exists():
         try:
@@ -183,7 +183,7 @@ def process_start_time(pid: int) -> str | None:
 
 
 def dvc_process_id() -> int | None:
-    """The process id of the DVC command that runs this stage; None: nobody's.
+    """The process id of the DVC command that runs this stage; None where none does.
 
     DVC starts a shell, which starts the stage: DVC is found by its name among the ancestors.
     """

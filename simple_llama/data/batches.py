@@ -1,6 +1,6 @@
-"""Which examples each optimizer step sees, and how a step is cut into micro-batches.
+"""Which examples each optimizer step sees, and how a step is split into micro-batches.
 
-The order is a pure function of (seed, epoch). The cut is an execution detail: the loss of a step
+The order is a pure function of (seed, epoch). The split is an execution detail: the loss of a step
 is a sum over its supervised tokens divided by their number, whatever the micro-batches and
 whichever of several processes computes them.
 """
@@ -20,11 +20,11 @@ from simple_llama.data.tokens import Tokens
 Indices = NDArray[np.int64]
 
 PAD_MULTIPLE = 64
-"""Packed rows, and on a CPU the rows of logits, are padded to a multiple of it: matrix products of
-few shapes are faster."""
+"""Packed rows, and on a CPU the rows of logits, are padded to a multiple of this: matrix products
+are faster where few shapes occur."""
 
 IGNORE_INDEX = -100
-"""In the place of a target: what PyTorch's cross-entropy leaves out."""
+"""The target that PyTorch's cross-entropy leaves out."""
 
 
 @lru_cache(maxsize=2)
@@ -71,12 +71,12 @@ class Rank:
     rank: int = 0
     world_size: int = 1
     sharded: bool = False
-    """All compute equally many, idle ones among them: together they gather sharded weights."""
+    """Weights are sharded (FSDP): all ranks compute equally many micro-batches, because each
+    forward pass gathers weights from all of them."""
 
     def assigned(self, groups: list[Indices], costs: Sequence[int]) -> list[Indices]:
-        """Those of the groups that are this rank's: the dearest first, each to whoever has least.
-
-        In step, empty groups fill up what others have more.
+        """The groups that this rank computes: by falling cost, each group goes to the rank with the
+        least cost so far. Sharded, a rank with fewer groups than others gets empty ones besides.
         """
         if self.world_size == 1:
             return groups
@@ -117,7 +117,7 @@ class MicroBatch:
     examples: Indices
     """(E,): which examples these are."""
     longest: int
-    """Inputs of the longest example, packed padding counted as one."""
+    """Inputs of the longest example; the padding of a packed row counts as one."""
     offsets: Tensor | None
     """(E + 2,) int32: where in the row each packed example and the padding begins, then T; None:
     not packed."""
@@ -157,7 +157,7 @@ def bucket_size(count: int) -> int:
 
 
 def _copy_async(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copied without waiting, which CUDA does from memory that stays where it is."""
+    """Copy without waiting, which CUDA can do from pinned memory only."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -171,11 +171,11 @@ def batch_by_size(
     *,
     packing: bool = False,
 ) -> list[Indices]:
-    """Micro-batches of at most `budget` tokens each, padding included, or a single example.
+    """Micro-batches of at most `max_tokens` tokens each, padding included, or a single example.
 
-    Examples are sorted by length, longest first, so that little is padding and memory that does
-    not suffice shows at once. `lengths` are those of all examples; pad_to pads each to that many
-    tokens; packing pads none.
+    Examples are sorted by length, longest first: there is little padding, and where memory does not
+    suffice, the first micro-batch shows it. `lengths` are those of all examples; pad_to pads each
+    to that many tokens; packing pads none.
     """
     order = examples[np.argsort(-lengths[examples], kind="stable")]
     ends = np.cumsum(lengths[order])
@@ -195,8 +195,8 @@ def batch_by_size(
 
 
 def balanced_max_tokens(lengths: Indices, max_tokens: int, pad_to: int | None, ranks: int) -> int:
-    """The largest budget, at most `budget`, that cuts examples of these lengths into about equally
-    many and equally large micro-batches for each rank."""
+    """The largest limit, up to `max_tokens`, by which examples of these lengths become about
+    equally many and equally large micro-batches for each rank."""
     if ranks == 1:
         return max_tokens
     total = int(np.maximum(lengths, pad_to or 0).sum())
@@ -218,7 +218,7 @@ def collate(
     *,
     packing: bool = False,
 ) -> MicroBatch:
-    """Examples as one micro-batch, padded or packed; without any, padding that predicts nothing."""
+    """Examples as one micro-batch, padded or packed; of no examples, padding without targets."""
     lengths = tokens.lengths[examples] - 1  # the last token is never an input
     longest = int(lengths.max(initial=1))
     offsets = None
@@ -264,7 +264,7 @@ def micro_batches(
     packing: bool = False,
     rank: Rank = SINGLE_PROCESS,
 ) -> Iterator[MicroBatch]:
-    """The examples, cut and padded or packed: those that fall to this rank."""
+    """This rank's micro-batches of the examples, padded or packed."""
     lengths = tokens.lengths
     groups = batch_by_size(lengths, examples, max_tokens, pad_to, packing=packing)
     costs = [

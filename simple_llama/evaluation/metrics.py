@@ -125,7 +125,7 @@ def _answer(
 ) -> dict[int, list[int]]:
     """Greedy replies, as token ids, in batches of like length.
 
-    One token more than allowed shows a reply that does not end.
+    One token more than max_tokens is generated, to tell a reply that ends there from a longer one.
     """
     prompts = {int(i): split_prompt_and_reply(tokens, int(i))[0] for i in examples}
     lengths = np.zeros(len(tokens), np.int64)

@@ -56,12 +56,12 @@ class KVCache:
 
     def mask(self, new: int) -> Tensor | None:
         """Which of the S positions each of the `new` last ones may see, (B, 1, new, S) bool; None
-        where causality says it all.
+        where that is plain causal attention.
 
             padding 2, 3 cached, 2 new:    . . x x .
                                            . . x x x     (. hidden, x seen)
 
-        A padded position sees itself, because a softmax over nothing is not a number.
+        A padded position sees itself, because a softmax over nothing is NaN.
         """
         if not self.padded and (new == 1 or self.length == 0):
             return None
@@ -175,10 +175,12 @@ def attend(
     softcap: float | None = None,
 ) -> Tensor:
     """(B, H, T, K) of queries like it over keys and values (B, G, S, K), each shared by H / G
-    query heads: softmax(scale q k^T) v, where scale is 1 / sqrt(K) unless said. Without a mask
-    the last query sees everything, the others are causal; packed, an example's see that example
-    only; with a window, the last so many of all that. A softcap bounds the scores, see
-    plain_attention."""
+    query heads: softmax(scale q k^T) v, where scale is 1 / sqrt(K) unless given.
+
+    Without a mask attention is causal, and the last query sees all S keys. Packed, queries see
+    their own example only; with a window, of what they would see only the last `window` keys. A
+    softcap bounds the scores: see plain_attention.
+    """
     B, H, T, K = q.shape
     if window is not None and window >= (mask.longest if isinstance(mask, Packed) else k.shape[2]):
         window = None  # it hides nothing

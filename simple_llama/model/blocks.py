@@ -1,5 +1,6 @@
-"""Attention block by block, for what PyTorch's kernels cannot: within a sliding window, keys that
-none of a block's queries see are left out; and no mask or scores are of all queries by all keys.
+"""Attention by blocks of queries, for what PyTorch's kernels lack: sliding windows and soft caps.
+Keys that no query of a block sees are left out, and no mask or scores are of all queries by all
+keys.
 
 Shapes as in attention.py; of S positions the queries are the last T.
 """
@@ -13,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from simple_llama.model.kernels import MAX_KEPT_KEYS
 
 BLOCK_QUERIES = 256
-"""Of a block."""
 
 
 def sliding_window_mask(
@@ -39,7 +39,7 @@ def blockwise_attention(
 ) -> Tensor:
     """`kernel` over blocks of q (B, H, T, K), k (B, H, S, K) and v (B, H, S, W); (B, H, T, W).
 
-    mask (B, 1, T, S): what each query may see besides, in bool. recompute: keep nothing of long
+    mask (B, 1, T, S): which of these keys each query may see, bool. recompute: keep nothing of long
     blocks for the backward pass.
     """
     T, S = q.shape[2], k.shape[2]

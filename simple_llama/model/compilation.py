@@ -1,5 +1,5 @@
-"""The layers of a model through PyTorch's compiler: one program for all layers of a kind, so that
-compiling takes seconds, however many there are. What surrounds them is a few operations."""
+"""torch.compile of a model's layers: one program for all layers of a kind, so that compiling takes
+seconds, however many there are. Outside of the layers there are only a few operations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,8 @@ from simple_llama.model.decoder import Decoder, DecoderLayer
 
 
 def compile_layers(model: Decoder) -> None:
-    """From now on, where gradients are wanted, the layers compute compiled; for any number of
-    rows and tokens. Hooks, of sharding for one, stay around them."""
+    """Compile the layers for training, for any number of rows and tokens. Hooks, such as FSDP's,
+    stay around them."""
     compiled = torch.compile(DecoderLayer.forward, dynamic=True)
     for layer in model.layers:
         layer.forward = partial(_forward, compiled, layer)

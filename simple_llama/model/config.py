@@ -8,9 +8,9 @@ from simple_llama.model.checks import check_positive, check_sizes
 from simple_llama.model.rope_scaling import LongRoPE, RopeScaling, YaRN
 
 MAX_ELEMENTS = 2**40
-"""Of a matrix; a size in bytes that no 64 bits hold would be an error of PyTorch."""
+"""Of a matrix: where a size in bytes exceeds 64 bits, PyTorch raises an error of its own."""
 MLA = "simple_llama_mla"
-"""The model_type of latent attention with a bias in each projection: no name of Hugging Face's."""
+"""The model_type of latent attention with a bias in each projection: Hugging Face has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class ModelConfig:
     """On attention's output; None: as attention_bias."""
     mlp_bias: bool = False
     model_type: str = "llama"
-    """One of FAMILIES: what the model is published as. What is computed, the others say."""
+    """One of FAMILIES: what it is published as. Only the other fields decide what is computed."""
     rope_scaling: RopeScaling | None = None
     partial_rotary_factor: float = 1.0
     """The share of a head that is rotated."""
@@ -74,7 +74,7 @@ class ModelConfig:
     qk_norm: Literal["head", "width"] | None = None
     """Queries and keys are normed before they are rotated, each head alone or all together."""
     norms: Literal["before", "after", "both"] = "before"
-    """Of the residual stream where it enters a branch, or of the branch where it joins it."""
+    """Of a branch's input, its output, or both."""
     norm_offset: float = 0.0
     """What is added to the weights of norms before they multiply."""
     hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
@@ -159,7 +159,7 @@ class ModelConfig:
             assert self.head_dim == self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
 
     def uses_rope(self, layer: int) -> bool:
-        """Whether this layer knows positions."""
+        """Whether this layer rotates queries and keys."""
         return self.rotary_layers is None or self.rotary_layers[layer]
 
     def _check_rotated(self) -> None:
@@ -197,8 +197,8 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """Longest sequence that generation makes, in tokens: within what pretraining saw, and
-        computed here."""
+        """Longest sequence that generation makes, in tokens: what pretraining saw, and what is
+        computed right."""
         return min(self.max_position_embeddings, self.max_supported_positions or 2**31)
 
     @property

@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         self.config = config
         self.checkpoint_blocks = False
         """Keep only what enters each block for the backward pass, and compute it again there."""
-        # given a weight it draws none, which on the meta device imports PyTorch's compiler: seconds
+        # nn.Embedding would draw one, which on the meta device imports PyTorch's compiler: seconds
         drawn = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=drawn)
         self.layers = nn.ModuleList(

@@ -17,8 +17,8 @@ SDPA_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""PyTorch's attention on CUDA but cuDNN's, which prepares a plan for each new shape: while decoding
-each token has a new number of keys, which is most likely why a call took 16.5 ms on an H200."""
+"""PyTorch's attention kernels on CUDA but cuDNN's, which prepares a plan for each new shape. In
+decoding each token has a new number of keys: most likely why a call took 16.5 ms on an H200."""
 
 
 def allowed_devices(name: str) -> list[torch.device]:
@@ -51,9 +51,9 @@ def pick_device(name: str) -> torch.device:
 def claim_devices(
     name: str, count: int | Literal["auto"], *, share: bool
 ) -> Iterator[list[torch.device]]:
-    """Hold so many devices that params.yaml's `device` allows and that no other stage of this
-    repository computes on (auto: all it allows); share: several may. Waits, saying so, while there
-    are too few.
+    """Hold `count` of the devices that params.yaml's `device` allows (auto: all of them), so that
+    no other stage of this repository computes there; share: others may. Waits, and says so, while
+    too few are free.
 
     Raises InputError where this machine has too few.
     """
@@ -70,8 +70,8 @@ def claim_devices(
 
 
 def _lock_name(device: torch.device) -> str | None:
-    """What tells this device from all others of the machine, whatever CUDA_VISIBLE_DEVICES makes
-    of their numbers; None: any number of processes may share it."""
+    """A name of the device that does not depend on CUDA_VISIBLE_DEVICES; None where any number of
+    processes may share it."""
     if device.type == "cpu":
         return None
     if device.type == "cuda":
@@ -102,7 +102,7 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still fill with tensors; None where it is not told."""
+    """Bytes that this process may still fill with tensors; None where the device does not say."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -140,14 +140,15 @@ def numeric_environment(device: torch.device, precision: str) -> dict[str, str]:
 
 
 def use_deterministic_algorithms() -> None:
-    """From now on by PyTorch's deterministic algorithms; what has none raises a RuntimeError that
-    `has_no_deterministic` tells. Before anything computes: cuBLAS is told once."""
+    """Use PyTorch's deterministic algorithms from now on; an operation without one raises a
+    RuntimeError, see nondeterministic_operation. Has to be called before anything computes: cuBLAS
+    reads its setting once."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
 
 def nondeterministic_operation(error: RuntimeError) -> str | None:
-    """The operation for which PyTorch has no deterministic algorithm, where it says so."""
+    """The operation without a deterministic algorithm that the error is about, if it is."""
     found = re.match(r"(.+?) does not have a deterministic implementation", str(error))
     return found and found[1]
 

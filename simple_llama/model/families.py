@@ -56,18 +56,17 @@ class Family:
     absent: Mapping[str, Any] = field(default_factory=dict)
     """What `transformers` takes for a key that config.json leaves out."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that the model_type decides ..."""
+    """Fields that the model_type decides."""
     keys: tuple[str, ...] = ()
-    """... and those that have a key of their name, left out or null where they are as ModelConfig
-    has them by default."""
+    """Fields that have a key of the same name; left out or null, ModelConfig's default holds."""
     only: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that must be so, or left out, for this decoder to compute it."""
+    """Keys that must have this value or be left out: this decoder computes nothing else."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that stand in every config.json of ours, unless something else is known of them."""
+    """Keys that are added to each config.json that is written."""
     rope_types: Mapping[str, str] = field(
         default_factory=lambda: {kind: kind for kind in ("default", "linear", "llama3", "yarn")}
     )
-    """What it may call its rotary positions, and what they are."""
+    """Its names for kinds of rotary positions, and ours."""
     partial_rotary: bool = False
     """Whether a part of each head may be rotated only."""
     layer_types: bool = False
@@ -75,9 +74,9 @@ class Family:
     local_rope: bool = False
     """Whether layers with a window have rotary positions of their own."""
     read: Callable[[ConfigDict], dict[str, Any]] = lambda found: {}
-    """Fields that take more than a key of their name ..."""
+    """Fields that are computed from keys."""
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
-    """... and the keys of them."""
+    """The keys that `read` computes them from."""
 
 
 def _flags(found: ConfigDict, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...] | None:
@@ -97,7 +96,7 @@ def _flags(found: ConfigDict, key: str, kinds: Mapping[Any, bool]) -> tuple[bool
 
 
 def _layers(found: ConfigDict) -> int:
-    """How many, before a list is made of so many."""
+    """Their number, checked before a list of that length is made."""
     layers = required_key(found, "num_hidden_layers")
     if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
         raise InputError(

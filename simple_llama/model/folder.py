@@ -59,12 +59,10 @@ def load_model(
 ) -> Decoder:
     """The decoder in float32, its weights read one tensor after the other.
 
-    sharded: each rank, all of which call this, keeps its part of each parameter only.
-
-    vocab_size: ids it must have an embedding for.
-    known: how many of them the weights were trained with (None: as many as are stored), and
-    control: ids of control tokens. Rows never trained become the mean of the others, see
-    token_rows.initialise_rows.
+    sharded: all ranks call this, and each keeps its part of each parameter.
+    vocab_size: ids it must have an embedding for; trained_vocab_size: those of them that the
+    weights were trained with (None: as many as are stored). Rows that were never trained become
+    the mean of the others: see token_rows.initialise_rows.
 
     Raises InputError naming what is missing, left over, of the wrong shape, no number or not
     supported.
@@ -110,7 +108,9 @@ def check_token_rows(
 ) -> None:
     """That a base was trained with all control tokens, by name: adapters learn no embeddings.
 
-    known: ids that its tokenizer came with. Raises InputError naming tokens that it was not.
+    trained_vocab_size: of the tokenizer that it came with.
+
+    Raises InputError naming tokens that it was not trained with.
     """
     _, tensors = _read_checkpoint(Path(path))
     missing: set[int] = set()

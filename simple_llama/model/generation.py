@@ -48,12 +48,12 @@ def stream(
     generator: torch.Generator | None = None,
     cache: KVCache | None = None,
 ) -> Generator[list[tuple[int, int]]]:
-    """Of each step the new tokens, as (prompt's place, token id); a stop token is not given.
+    """Yields the new tokens of each step as (index of the prompt, token id), without stop tokens.
 
     A reply ends at one of stop_ids, at max_new_tokens, or where the model's positions end.
     Temperature 0 takes the most likely token; above, `generator` draws among the most likely ones
     that have top_p of the probability together (https://arxiv.org/abs/1904.09751), and no other
-    random state is touched. All prompts are computed as one batch; ended rows leave it once they
+    random state is touched. All prompts are computed as one batch; finished rows leave it once they
     are half of it. With a cache, which then holds what comes before it, the one prompt continues.
 
     Raises InputError where temperature or top_p is out of range or the model's scores are no
@@ -103,7 +103,7 @@ def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
     """Ids (B, T), whose rows end together, and how much padding (B,) each begins with."""
     longest = max(len(prompt) for prompt in prompts)
     padding = [longest - len(prompt) for prompt in prompts]
-    # what stands for padding is never looked at
+    # any id may stand for padding: the mask hides it
     rows = [[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
     return torch.tensor(rows, device=device), torch.tensor(padding, device=device)
 
@@ -115,7 +115,7 @@ def _choose(
     best, chosen = logits.max(dim=-1, keepdim=True)
     if temperature == 0:
         return chosen[:, 0]
-    # the best of them at 0: so small a temperature overflows nothing
+    # less the best, so that a small temperature does not overflow
     probabilities = ((logits - best) / temperature).softmax(dim=-1)
     if top_p < 1:
         probabilities = _nucleus(probabilities, top_p)

@@ -1,5 +1,5 @@
-"""Training on a CPU, where memory traffic costs more than matrix products: the same formulas in
-fewer passes over memory, part by part while it is in the cache. Elsewhere PyTorch's own compute.
+"""Kernels for training on a CPU, where memory traffic costs more than matrix products: the same
+formulas in fewer passes over memory, in parts that fit the cache. Other devices use PyTorch's own.
 
 Shapes as in attention.py; N tokens in a row of packed examples, S supervised ones.
 """
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from simple_llama.model.packing import Packed
 
 MAX_KEPT_KEYS = 512
-"""Keys: beyond them attention's weights, kept for the backward pass, cost more time than to compute
-them again, as PyTorch's own kernel does."""
+"""With more keys than this, keeping attention's weights for the backward pass takes longer than
+computing them again, as PyTorch's own kernel does."""
 BLOCK_QUERIES = 256
-"""Whose scores are computed at once: keys that none of them may see are left out."""
+"""Of a block, whose scores are computed at once; keys that none of them sees are left out."""
 BLOCK_MULTIPLE = 32
-"""Queries and keys of a block are multiples of it, so that few shapes occur: a matrix product is
-compiled for its shape when it is met first, which takes longer than to compute it."""
+"""The queries and keys of a block are padded to a multiple of it, so that few shapes occur: the
+first matrix product of a shape is compiled for it, which takes longer than computing it."""
 MAX_SCORES = 2**20
-"""At once, about: 2 MB in bfloat16, a core's cache."""
+"""Computed at once, about: 2 MB in bfloat16, a core's cache."""
 MAX_LOGITS = 2**19
-"""At once: 2 MB in float32."""
+"""Computed at once: 2 MB in float32."""
 
 
 def uses_cpu_attention(q: Tensor) -> bool:
@@ -42,8 +42,8 @@ def uses_cpu_kernels(x: Tensor) -> bool:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * (offset + weight) (https://arxiv.org/abs/1910.07467), computed in float32; under
-    autocast given in its type, so that projections of the same x need not each cast it."""
+    """x / rms(x) * (offset + weight) (https://arxiv.org/abs/1910.07467), computed in float32. Under
+    autocast the result has its type, so that the projections that read it need not each cast it."""
 
     def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
         super().__init__(width, eps)
@@ -54,7 +54,7 @@ class RMSNorm(nn.RMSNorm):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         weight: Tensor = self.weight
-        if self.offset:  # in float32, where the sum keeps what a small weight says
+        if self.offset:  # in float32: bfloat16 would round small weights away
             x, weight = x.float(), weight.float() + self.offset
         if uses_cpu_kernels(x):
             return _RMSNorm.apply(x, weight, self.eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
@@ -79,7 +79,7 @@ class _RMSNorm(torch.autograd.Function):
         unit, grad = x * scale, grad.float()  # operations on mixed types are slow
         by_unit = grad * unit
         dweight = by_unit.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        # a change along x itself changes nothing
+        # the result does not change with the length of x
         along = (by_unit @ weight)[..., None] / x.shape[-1]
         dx = (grad * weight).addcmul_(unit, along, value=-1).mul_(scale)
         return dx, dweight, None, None
@@ -219,7 +219,7 @@ def _blocks(offsets: list[int], groups: int, share: int) -> Iterator[_Block]:
 
 
 def pad_rows(x: Tensor, multiple: int) -> Tensor:
-    """x (S, D), below it zeros to a multiple of so many rows, for the sake of few shapes."""
+    """x (S, D) with rows of zeros below, to a multiple of them, so that few shapes occur."""
     return F.pad(x, (0, 0, 0, -len(x) % multiple)) if uses_cpu_kernels(x) else x
 
 

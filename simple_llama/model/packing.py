@@ -17,7 +17,7 @@ MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
 """What PyTorch's variable-length attention takes."""
 HAS_ENABLE_GQA = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 12]
-"""Before, PyTorch's variable-length attention took fewer key than query heads without a word."""
+"""Since this version PyTorch's variable-length attention has to be told of grouped queries."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def has_varlen_kernel(device: torch.device, width: int) -> bool:
     return (
         device.type == "cuda"
         and width <= MAX_HEAD_DIM
-        and torch.cuda.get_device_properties(device).major >= 8  # unlike others, compiles
+        and torch.cuda.get_device_properties(device).major >= 8  # torch.compile can trace this
     )
 
 

@@ -70,9 +70,9 @@ MODULE_NAMES = {
 
 
 def read_pth(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
-    """Its shape, and its tensors under this decoder's names.
+    """The config, and the tensors under this decoder's names.
 
-    Raises InputError where it is none, is damaged, or holds anything else.
+    Raises InputError where the file is no such checkpoint, is damaged, or holds anything else.
     """
     if other := describe_placeholder(read_head(path)):
         raise InputError(f"{path}: {other}")
@@ -123,9 +123,9 @@ class _Entry(NamedTuple):
 
 
 class _Checkpoint(pickle.Unpickler):
-    """The pickle of a checkpoint, its tensors as what says where they are.
+    """Reads a checkpoint's pickle, each tensor as an _Entry that says where its bytes are.
 
-    The archive is one of stored entries: a compressed one may grow without bound.
+    Compressed entries are refused: they may grow without bound.
     """
 
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
@@ -187,8 +187,8 @@ class _Checkpoint(pickle.Unpickler):
 
 
 def _check_memo(data: bytes) -> None:
-    """No opcode puts anything into the unpickler's memo at a place beyond what the pickle's length
-    can fill: the memo grows to it, whatever its size."""
+    """Refuse an opcode that writes to the unpickler's memo at an index beyond the pickle's length:
+    the memo grows to the index, whatever its size."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise InputError(f"its pickle has a memo of {argument} places")
@@ -217,7 +217,7 @@ def _rebuild(
 
 
 def _model_config(settings: dict[str, Any], state: dict[str, _Entry]) -> ModelConfig:
-    """What the config says, and of the weights the sizes that it leaves to computation."""
+    """By its config, and the sizes of weights for what the config does not say."""
 
     def setting(name: str) -> Any:
         if name not in settings:

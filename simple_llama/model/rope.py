@@ -1,4 +1,4 @@
-"""Rotary positions: how fast each pair of a head turns, and the turning.
+"""Rotary position embeddings (RoPE): the frequencies of a head's pairs, and their rotation.
 
 Shapes as in attention.py; R is the rotated width of a head.
 """

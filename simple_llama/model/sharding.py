@@ -1,6 +1,5 @@
-"""A model in parts: each parameter spread over the ranks by FSDP2's fully_shard
-(https://arxiv.org/abs/2304.11277). PyTorch's engine is imported where it is needed only: it takes
-a second."""
+"""Models whose parameters are sharded over the ranks by FSDP2's fully_shard
+(https://arxiv.org/abs/2304.11277). It is imported within functions: that takes a second."""
 
 from collections.abc import Callable
 
@@ -11,8 +10,8 @@ from simple_llama.model.decoder import Decoder
 
 
 def shard(model: Decoder, device: torch.device | str) -> None:
-    """Spread each parameter over the ranks. A block is gathered while it is computed, what is
-    around the blocks from the forward to the backward pass."""
+    """Shard each parameter. A block's are gathered while it is computed, those outside of blocks
+    from the forward to the backward pass."""
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -24,20 +23,20 @@ def shard(model: Decoder, device: torch.device | str) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up what a forward pass without a backward pass leaves gathered."""
+    """Free the parameters that a forward pass without a backward pass leaves gathered."""
     # a method of sharded modules only
     of_fsdp: Callable[[], None] = getattr(model, "reshard", lambda: None)
     of_fsdp()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; every rank has to ask for it."""
+    """The whole of a tensor that may be sharded. All ranks have to call it."""
     of_dtensor: Callable[[], Tensor] = getattr(tensor, "full_tensor", tensor.detach)
     return of_dtensor()
 
 
 def gather_full_tensors(model: nn.Module) -> None:
-    """Help another rank, which asks for the whole of each parameter, one after the other."""
+    """Take part in another rank's full_tensor of each parameter, in their order."""
     for parameter in model.parameters():
         full_tensor(parameter)
 

@@ -15,9 +15,9 @@ def initialise_rows(
 ) -> Tensor:
     """The rows (V, D) as training starts from them, V at least `size`.
 
-    Ids from `known` on were added to the tokenizer: their rows, and those of the ids `control`
+    Ids from trained_vocab_size on were added to the tokenizer: their rows, and those of control_ids
     that are zero, become the mean of the others. So a token never seen is as likely as the others
-    on average, and its norm is not that of zeros, through which gradients grow by hundreds.
+    on average, and its norm is not zero, through which gradients grow by hundreds.
     """
     fresh = sorted(
         {*range(trained_vocab_size, size), *(one for one in control_ids if _is_zero(stored, one))}
@@ -32,8 +32,8 @@ def initialise_rows(
 
 
 def untrained_ids(stored: Tensor, trained_vocab_size: int, control_ids: Iterable[int]) -> set[int]:
-    """Those of the ids `control` whose row in (V, D) cannot have been trained: of a token that was
-    added, zero, or the same as another's. A row left at random numbers is not told from others."""
+    """Those of control_ids whose row in (V, D) cannot have been trained: of a token that was added,
+    zero, or the same as another's. A row of random numbers is not recognised."""
     return {
         one
         for one in control_ids

@@ -29,7 +29,8 @@ MAX_HEADER = 100_000_000
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = ("F64", "F32", "F16", "BF16")
 QUANTISED = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".absmax", ".quant_map")
-"""How the tensors of GPTQ, AWQ, FP8 and bitsandbytes end, which stand beside or for a weight."""
+"""Endings of the tensors that GPTQ, AWQ, FP8 and bitsandbytes keep beside or instead of a
+weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +48,14 @@ class StoredTensor:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file, as PyTorch marks its own, of the mode that the umask gives any new file.
+    """Write a safetensors file, marked as PyTorch's, with the mode that the umask gives new files.
 
     Raises SafetensorError where it cannot be written, a full disk mostly.
     """
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors leaves it to its owner alone
+    path.chmod(mode)  # safetensors lets only its owner read it
 
 
 def weight_files(path: str | Path) -> list[Path]:
@@ -182,7 +183,7 @@ def _read(path: Path, name: str) -> Tensor:
 def check_range(values: Tensor, dtype: torch.dtype, what: str) -> None:
     """Raises InputError, which says what, where a value is no number or has none in the dtype.
 
-    The smallest and the largest tell: NaN is both wherever there is one, and rounding keeps order.
+    Minimum and maximum are enough: where there is a NaN both are, and rounding keeps the order.
     """
     for extreme in values.aminmax():
         if not extreme.isfinite():

@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 STARTED_LINE = re.compile(r"training: .* (?P<steps_an_epoch>[\d,]+) steps an epoch")
 VALIDATED_LINE = re.compile(r"step (?P<step>[\d,]+): validation loss (?P<loss>[\d.]+) over all ")
-"""How lines begin that say these, for whoever reads a training's output."""
+"""Lines that other programs find in a training's output."""
 
 
 class Console:

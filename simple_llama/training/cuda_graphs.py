@@ -1,9 +1,9 @@
-"""CUDA graphs: all that a GPU does for a micro-batch, launched at once instead of kernel by kernel
-from Python, which takes a small model most of its time.
+"""CUDA graphs: all kernels of a micro-batch launched at once. Launching them one by one from Python
+is most of a small model's time.
 
 A graph is of one shape, and reads and writes the same memory each time. So packed micro-batches are
-padded to few shapes (`MicroBatch.in_fixed_shape`), copied to where their graph expects them, and
-the gradients that it leaves there are added up outside.
+padded to few shapes (`MicroBatch.in_fixed_shape`) and copied to their graph's inputs, and the
+gradients that it leaves are added to the parameters' outside of it.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from simple_llama.model.device import autocast
 from simple_llama.training.loss import summed_loss
 
 MAX_GRAPHS = 32
-"""Graphs, each with memory of its own; what has another shape is computed without."""
+"""Each has memory of its own. Micro-batches of further shapes are computed without a graph."""
 
 Work = Callable[[], None]
 
 
 def capture(work: Work) -> Work:
-    """What replays this work; PyTorch wants it done before, on another stream than the usual."""
+    """A function that replays this work. PyTorch wants it done before capture, on a side stream."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -68,14 +68,14 @@ class _Graph:
         device = next(model.parameters()).device
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.scale = torch.ones((), device=device)
-        # where others will be copied to, so never the given ones
+        # later batches are copied into these, so they must not be the given tensors
         copies: Any = {name: x.to(device, copy=True) for name, x in _tensors(batch).items()}
         self.batch = replace(batch, **copies)
         self.loss = self.scale
         self.gradients: tuple[Tensor, ...] = ()
 
         def work() -> None:
-            # within it, or the weights would be cast once for all replays
+            # captured too, or the weights would be cast once for all replays
             with autocast(device, graphs.precision):
                 loss = summed_loss(model, self.batch) * self.scale
             self.gradients = torch.autograd.grad(loss, self.trained)

@@ -27,17 +27,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks(Rank):
-    """This process and the others. Every rank calls each method, in the same order."""
+    """This process and the other ranks. All ranks have to call the same methods in the same
+    order."""
 
     failures: RankFailures | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the one that tells, writes and is seen."""
+        """Whether this is rank 0, which alone prints, logs and publishes."""
         return self.rank == 0
 
     def all_reduce(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The sum over all ranks, the same on each."""
+        """The sum over all ranks."""
         if self.world_size == 1:
             return values
         tensor = torch.from_numpy(values.copy())
@@ -45,11 +46,11 @@ class Ranks(Rank):
         return tensor.numpy()
 
     def broadcast(self, value: T) -> T:
-        """What rank 0 gives here."""
+        """Rank 0's value."""
         return self.all_gather(value)[0]
 
     def all_gather(self, value: T) -> list[T]:
-        """What each rank gives, by rank."""
+        """The values of all ranks, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -63,18 +64,19 @@ class Ranks(Rank):
 
 SINGLE_PROCESS = Ranks()
 TIMEOUT = timedelta(days=1)
-"""With a rank that lives but is late, say waiting for a lock. One that dies ends all the others."""
+"""For a rank that is late, such as one that waits for a lock. One that dies ends the others at
+once: see failures."""
 
 
 @contextlib.contextmanager
 def init_process_group(kind: str, *, sharded: bool, url: str = "env://") -> Iterator[Ranks]:
-    """Join the other ranks; `kind` of device: cpu or cuda. url: where to meet them, as
-    torch.distributed.rendezvous reads it; torchrun sets what env:// needs."""
+    """Join the other ranks. kind: of device, cpu or cuda. url: where the ranks meet, as
+    torch.distributed.rendezvous reads it; torchrun sets the variables that env:// needs."""
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world_size = next(rendezvous(url))
-    # on a GPU too, what is only said goes between CPUs
+    # Python objects are sent from CPU to CPU, also where GPUs compute
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:nccl"
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
@@ -85,7 +87,7 @@ def init_process_group(kind: str, *, sharded: bool, url: str = "env://") -> Iter
         others = [process for process in processes if process.rank != rank]
         yield dataclasses.replace(ranks, failures=RankFailures(store, rank, others))
     except BaseException:
-        # the group's own end would wait for what a rank that is gone was to send
+        # destroy_process_group would wait for a rank that is gone
         atexit.register(os._exit, 1)
         raise
     distributed.destroy_process_group()
@@ -94,9 +96,9 @@ def init_process_group(kind: str, *, sharded: bool, url: str = "env://") -> Iter
 class GradientAverager:
     """Averages gradients over the ranks, once all micro-batches of a step are computed.
 
-    DistributedDataParallel does it within a backward pass. This one is of nothing: ranks without
-    micro-batches then do as all others, and before it they can still agree to compute the step
-    again, where memory did not suffice on one of them.
+    DistributedDataParallel averages within a backward pass; here that is an extra one, of no
+    targets. So ranks without micro-batches take part like the others, and before it the ranks can
+    agree to compute the step again where one ran out of memory.
     """
 
     def __init__(self, model: Decoder, ranks: Ranks) -> None:

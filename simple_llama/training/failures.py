@@ -1,4 +1,4 @@
-"""What ends one rank ends all, and rank 0, which is the one that is heard, says why."""
+"""A rank that fails ends all ranks, and rank 0, the only one that prints, says why."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from simple_llama.errors import InputError
 from simple_llama.process import process_start_time
 
 GRACE_SECONDS = 2.0
-"""Seconds in which what broke a connection to another rank becomes known."""
+"""How long a rank whose connection broke waits to learn why."""
 # keys of the store that all ranks see
 _FAILED, _TRACEBACK, _TERMINATED, _FIRST_KNOWS = "failed", "traceback", "terminated", "first knows"
 
@@ -45,15 +45,16 @@ class RankProcess:
 
 
 class RankFailures:
-    """One rank's knowledge of how the others fare. `store`: torchrun's, which outlives ranks."""
+    """What one rank knows of failures of the others. store: torchrun's, which outlives the
+    ranks."""
 
     def __init__(self, store: Any, rank: int, others: list[RankProcess]) -> None:
         self.store, self.rank, self.others = store, rank, others
 
     @contextlib.contextmanager
     def propagate(self) -> Iterator[None]:
-        """Tell the others of an error within the block; raise theirs in the place of one that is
-        only its consequence: a broken connection, or torchrun's SIGTERM.
+        """Tell the other ranks of an error within the block. Where it is only the consequence of
+        another rank's (a broken connection, torchrun's SIGTERM), raise that one instead.
 
         Raises RankFailed.
         """
@@ -62,8 +63,8 @@ class RankFailures:
         except RankFailed:
             raise
         except BaseException as error:
-            # torchrun ends what still lives once one rank has ended: that adds nothing to what is
-            # known here, and what follows, such as the end of the tracked run, needs its time
+            # once one rank has ended, torchrun sends it to the others: it adds nothing to what is
+            # known here, and what follows, such as the end of the tracked run, takes time
             before = _set_sigterm(signal.SIG_IGN)
             reason = self._elsewhere(error)
             if reason is None and isinstance(error, RuntimeError) and self._known(_TERMINATED):
@@ -80,7 +81,7 @@ class RankFailures:
             return None
         patience = time.monotonic() + (GRACE_SECONDS if isinstance(error, RuntimeError) else 0.0)
         while True:
-            # looked at first: one that ended in any other way has said so before
+            # before the store: a rank that was not killed has told it there by then
             gone = [other for other in self.others if other.is_gone]
             if self._known(_FAILED):
                 if self.rank == 0 and self._known(_TRACEBACK):
@@ -105,7 +106,7 @@ class RankFailures:
             if reason is None and kind:
                 self.store.set(_TRACEBACK, "".join(traceback.format_exception(error)))
             self.store.set(_FAILED, reason or f"rank {self.rank}: {kind}{error}")
-        # torchrun ends rank 0 once this one has: it may be about to say the same itself
+        # the end of this rank makes torchrun end rank 0, which may be about to say the same
         until = time.monotonic() + GRACE_SECONDS / 2
         while self.rank and not stopped and time.monotonic() < until:
             if self._known(_FIRST_KNOWS):
@@ -117,7 +118,7 @@ class RankFailures:
 
 
 def _set_sigterm(handler: Any) -> Any:
-    """Returns the handler before. Only a main thread may have one."""
+    """Returns the handler so far. Python allows handlers in the main thread only."""
     if threading.current_thread() is threading.main_thread():
         return signal.signal(signal.SIGTERM, handler)
     return None

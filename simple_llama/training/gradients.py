@@ -35,8 +35,11 @@ from simple_llama.training.state import Progress, TrainingData
 
 
 class GradientAccumulator:
-    """Computes them. progress.micro_batch_tokens is halved where memory does not suffice: the
-    loss of a step does not depend on how it is cut, nor on how many ranks share it."""
+    """Adds up a step's gradients over its micro-batches, and averages them over the ranks.
+
+    Out of memory, it halves progress.micro_batch_tokens and computes the step again: its loss
+    depends neither on the micro-batches nor on the number of ranks.
+    """
 
     def __init__(
         self,
@@ -56,16 +59,17 @@ class GradientAccumulator:
 
     def compute(self, examples: Indices, seed: int) -> tuple[Tensor, int]:
         """Loss (nats per supervised token, a scalar) and supervised tokens of all ranks; the
-        gradients stand in the parameters. `seed` decides dropout, on each rank another.
+        gradients are in the parameters. seed: of dropout, which differs by rank.
 
-        Alone on a GPU it doesn't wait for it: whoever reads the loss does.
+        A single process does not wait for its GPU here: reading the loss does.
 
         Raises InputError where a single example does not fit in memory, or, sharded, where any
-        micro-batch does not: ranks that wait for the rest of one can't agree on anything else.
+        micro-batch does not: the other ranks then wait within FSDP for this one, so they cannot
+        agree to compute the step again.
         """
         supervised = count_supervised(self.data.train, examples)
         while True:
-            # ranks beyond 256 and steps beyond 16 million would repeat a mask, no more
+            # two dropout masks are the same only beyond 256 ranks or 2^24 steps
             torch.manual_seed(seed + (self.ranks.rank << 24))
             loss, failed = torch.zeros(()), False
             try:
@@ -90,7 +94,7 @@ class GradientAccumulator:
                 with autocast(self.device, self.params.precision):
                     self.averager.average()
                 return loss, supervised
-            # only here, after the exception, are the tensors that it held free
+            # not within `except`: the exception holds tensors until it ends
             self.model.zero_grad(set_to_none=True)
             if self.graphs:
                 self.graphs.clear()
@@ -145,7 +149,8 @@ class GradientAccumulator:
         )
 
     def compile(self, examples: Indices) -> None:
-        """Compile the layers, tried on these examples; without it where that fails."""
+        """Compile the layers and try them on these examples; where that fails, warn and do
+        without."""
         self.compiled = True
         try:
             compile_layers(self.model)
@@ -164,7 +169,7 @@ class GradientAccumulator:
             if part is None:
                 with autocast(self.device, self.params.precision):
                     part = summed_loss(self.model, batch.to(self.device)) / supervised
-                # the ranks' gradients are averaged, and wanted is their sum
+                # the ranks' gradients will be averaged, but their sum is wanted
                 (part * self.ranks.world_size).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         return loss
@@ -204,7 +209,7 @@ class GradientAccumulator:
 
 
 def _warn(what: str, error: Exception) -> None:
-    """In one line, that it is done without."""
+    """Say in one line what failed, and that training goes on without it."""
     reason = str(error).strip().splitlines()
     warnings.warn(
         f"{what}, training goes on without it: "

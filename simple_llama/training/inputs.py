@@ -19,7 +19,7 @@ from simple_llama.pipeline import dep_digest, read_stages
 BASE_DEP, TOKENS_DEP = "${model_path}", "data/tokens"
 """Two of the deps, as dvc.yaml writes them."""
 NOT_IN_KEY = ("num_devices",)
-"""A param that the state itself holds: it knows its ranks, and refuses others."""
+"""The resume state itself holds the number of ranks, and refuses another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,5 +47,5 @@ class TrainingInputs:
 
     @property
     def key(self) -> str:
-        """The name of this training's state: another for any other input."""
+        """The name of this training's resume state; any other input gives another."""
         return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]

@@ -64,7 +64,7 @@ def _as_rank(params: ExecutionParams, work: Work) -> None:
     if kind == "cuda":
         device = torch.device(kind, int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    if os.environ["RANK"] != "0":  # one is enough to be heard
+    if os.environ["RANK"] != "0":  # rank 0 prints
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         warnings.simplefilter("ignore")
     with init_process_group(kind, sharded=params.is_sharded) as ranks, ranks.propagate_errors():
@@ -86,10 +86,10 @@ def _launch(module: str, chosen: Sequence[torch.device]) -> None:
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    logging.disable()  # the agent's: rank 0 says what there is to say
+    logging.disable()  # of torchrun's agent: rank 0 prints the errors
     meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4()}"]
     if "PET_NNODES" in os.environ:
-        meeting = []  # the machines know where
+        meeting = []  # these variables say where the machines meet
     arguments = [*meeting, f"--nproc-per-node={len(chosen)}", "--module", module]
     config, command, rest = config_from_args(parse_args(arguments))  # type: ignore[no-untyped-call]
     try:

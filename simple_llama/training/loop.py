@@ -38,9 +38,9 @@ from simple_llama.training.state import (
 )
 
 SPIKE_WINDOW = 50
-"""Steps over which the mean loss is taken that a spike is compared with."""
+"""Steps over which the recent mean loss is taken."""
 SPIKE_WARMUP = 20
-"""Steps before which nothing is a spike: the mean is still young."""
+"""Steps before which no loss is a spike: the mean is of too few."""
 
 
 def train(
@@ -53,8 +53,8 @@ def train(
 ) -> TrainResult:
     """Train the model in place, from the snapshot on where one is given, together with all ranks.
 
-    Raises InputError where the warmup does not fit the steps or a single example not the memory,
-    and Diverged.
+    Raises InputError where the warmup is longer than the training or a single example does not fit
+    in memory, and Diverged.
     """
     trainer = Trainer(model, data, params, callback, ranks)
     if snapshot is not None:
@@ -128,7 +128,8 @@ class Trainer:
         )
 
     def snapshot(self) -> Snapshot:
-        """The state between two steps. Order, dropout and samples are functions of (seed, step)."""
+        """The state between two steps. It holds no random state: order, dropout and samples are
+        functions of (seed, step)."""
         tensors = {
             f"model.{name}": p.detach() for name, p in trainable_parameters(self.model).items()
         }
@@ -148,8 +149,8 @@ class Trainer:
         return stopped or self.progress.step >= self.plan.steps
 
     def _preflight(self) -> None:
-        """Compute the longest step once, without an update: what fails fails now. What is auto is
-        decided by it, before the first step of all."""
+        """Compute the longest step once, without an update, so that what fails fails now. What it
+        takes decides the params that are auto, before the first step."""
         params, progress = self.params, self.progress
         examples = self.plan.examples_at(longest_step(self.plan, self.data.train.lengths))
         chosen = params.enable_compilation
@@ -201,7 +202,7 @@ class Trainer:
         return fitting_tokens(
             max([batch.ids.numel() for batch in batches], default=1),
             peak=result.peak_memory,
-            held=weights + trained + self.optimizer.state_bytes,  # gradients among them
+            held=weights + trained + self.optimizer.state_bytes,  # weights, gradients, moments
             room=free + weights,
         )
 
@@ -216,7 +217,7 @@ class Trainer:
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         computed, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
         clipped = full_tensor(self.optimizer.clip_grad_norm(self.params.max_grad_norm or math.inf))
-        loss, norm = computed.item(), clipped.item()  # a GPU is waited for here only
+        loss, norm = computed.item(), clipped.item()  # the only wait for a GPU
         self._check(loss, norm, examples)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -301,7 +302,7 @@ class Trainer:
             progress.epochs_without_better += 1
 
     def _sample_if_due(self) -> None:
-        """Answer a few validation prompts, at distances that grow by model_gen_multiplier."""
+        """Answer a few validation prompts, at intervals that grow by model_gen_multiplier."""
         progress, params = self.progress, self.params
         if params.sample_prompts == 0 or progress.step < progress.next_sample:
             return

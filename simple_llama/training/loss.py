@@ -22,7 +22,7 @@ from simple_llama.model.sharding import reshard
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 
 MAX_LOGITS = 2**26
-"""Held at once: 256 MB in float32. A large vocabulary's are computed in parts."""
+"""Held at once: 256 MB in float32. A large vocabulary's are computed in chunks."""
 
 
 def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
@@ -41,9 +41,11 @@ def summed_loss(model: Decoder, batch: MicroBatch) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of hidden (S, D) times weight (V, D), soft-capped or not, summed, without ever
-    holding the (S, V) logits: of a part at a time, and its gradient, softmax less one-hot, beside
-    it."""
+    """Summed cross-entropy of the logits hidden (S, D) times weight (V, D), soft-capped or not.
+
+    Loss and gradient, softmax minus one-hot, are computed chunk by chunk: the (S, V) logits are
+    never held whole.
+    """
 
     @staticmethod
     def forward(
@@ -132,8 +134,8 @@ def score(
 ) -> Scores:
     """Score examples in eval mode, without touching any random state.
 
-    In order of `examples`, whatever the micro-batches of at most `budget` padded tokens; each is
-    computed by one of the ranks.
+    In order of `examples`, whatever the micro-batches of at most `max_tokens` tokens, padding
+    included; each is computed by one of the ranks.
     """
     device = next(model.parameters()).device
     loss = np.zeros(len(tokens), np.float64)

@@ -21,8 +21,8 @@ MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 
 
 class Moments(Protocol):
-    """A way to keep them. A span is a part of a flat parameter that begins at a multiple of
-    BLOCK_SIZE."""
+    """A format to keep them in. A span is a part of a flattened parameter, and begins at a multiple
+    of BLOCK_SIZE."""
 
     bytes_per_element: float
     """Of one moment of one weight."""
@@ -72,8 +72,8 @@ class BFloat16:
 
 
 class EightBit:
-    """In blocks with a scale each. Of the squares the root is kept: it has half as many decades,
-    so that it is not rounded to nothing while the mean beside it is not."""
+    """In blocks, each with a scale. Of exp_avg_sq the square root is kept: it spans half as many
+    decades, so it is not rounded to zero where exp_avg is not."""
 
     bytes_per_element = 1 + 4 / BLOCK_SIZE
 

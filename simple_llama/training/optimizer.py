@@ -19,8 +19,8 @@ from simple_llama.training.rounding import stochastic_round_bf16
 EPS = 1e-8
 """In AdamW's denominator."""
 CHUNK_SIZE = 2**24
-"""Weights that are updated at once where they or their moments are not held in float32: what is
-computed of them in between takes some 30 bytes each."""
+"""Weights that are updated at once where they or their moments are not held in float32: temporary
+tensors take some 30 bytes for each."""
 
 
 def trainable_parameters(model: Decoder) -> dict[str, Parameter]:
@@ -42,8 +42,8 @@ class AdamW:
         self.lr = params.max_lr
         self.moments = MOMENTS[params.optimizer_state]
         self.state: dict[str, dict[str, Tensor]] = {}
-        """By parameter, from the first step on: its moments, and the number of steps, a float32
-        scalar."""
+        """By parameter: its moments, and the number of steps made, a float32 scalar. Empty before
+        the first step."""
         self.decays = {
             name: p.ndim >= 2 and p is not model.embed_tokens.weight
             for name, p in self.weights.items()
@@ -56,8 +56,8 @@ class AdamW:
         return int(each * sum(to_local(p).numel() for p in self.weights.values()))
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """Scale the gradients to a global norm of at most so much, and give what it was, a float32
-        scalar that may be sharded."""
+        """Scale the gradients to a global norm of at most max_norm; returns the norm before, a
+        float32 scalar that may be sharded."""
         parameters = self.weights.values()
         if all(p.dtype == torch.float32 for p in parameters):
             norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
@@ -129,7 +129,7 @@ class AdamW:
                 moments.write(state, moment, span, value, generator)
 
     def init_state(self) -> None:
-        """As before the first step, where there is none yet."""
+        """Make the state, of zeros, where there is none yet."""
         if not self.state:
             self.state = {
                 name: self.moments.zeros(p) | {"step": torch.zeros((), device=p.device)}
@@ -160,7 +160,7 @@ def learning_rate(step: int, steps: int, params: TrainParams) -> float:
 
 
 def warmup_steps(steps: int, params: TrainParams) -> int:
-    """warmup_iterations, or all the steps of a training that a limit makes shorter than it.
+    """warmup_iterations, or all steps where max_steps or max_train_examples leave fewer.
 
     Raises InputError where the warmup would not end within a training without a limit.
     """

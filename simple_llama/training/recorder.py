@@ -28,8 +28,8 @@ METRICS = {
     "interval": {"loss": "val/interval_loss"},
     "train": {name: f"train/{name}" for name in ("loss", "lr", "grad_norm", "tokens_per_second")},
 }
-"""Columns of the curves and the metrics they are for the tracker. MLflow makes a section of each
-prefix, and shows these before what has none: the curves stand above the scores."""
+"""By curve, its columns and their metrics in the tracker. MLflow makes a section of each prefix,
+above metrics without one: the curves stand above the scores."""
 
 
 class Tracker(Protocol):
@@ -84,7 +84,7 @@ class Recorder(Console):
     tells the tracker.
 
     The tracker hears of a step only once a resume state holds it: a step that is computed again
-    after a kill is not logged twice. `save` writes what training changes of a model as a folder.
+    after a kill is not logged twice. save: writes what is trained of a model as a folder.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Recorder(Console):
         self.send_metrics()
 
     def report_interruption(self) -> None:
-        """Say what becomes of a training that is being interrupted."""
+        """Say from where the same command will continue."""
         start = f"continues after step {self.saved_step:,}" if self.saved_step else "starts afresh"
         warn(f"training stops; the same command {start}", "note")
 
@@ -200,8 +200,8 @@ def _now() -> int:
 
 
 def save_diverged(error: Diverged, data: TrainingData, folder: ResumeFolder) -> Path:
-    """Keep what a training diverged on, in a folder of its own, and drop the resume state: from
-    there it would only diverge again. The other ranks, told where, write their part."""
+    """Keep what a training diverged on in a folder of its own, and remove the resume state: from
+    there it would only diverge again. The other ranks are sent the path, and write their part."""
     kept = folder.folder.with_name(f"diverged-{folder.folder.name}")
     progress = dataclasses.asdict(error.snapshot.progress)
     about = {

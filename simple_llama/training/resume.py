@@ -34,13 +34,13 @@ RESUME = ".resume"
 """The folder of all states, under the main root."""
 WEIGHT_FILES = "*.safetensors"
 MAX_SAVING_SHARE = 0.02
-"""Of the time, that saving may take: beyond it the interval grows."""
+"""Of the time, that saving may take; where it takes more, the interval grows."""
 FORGET_AFTER = 24 * 3600
 """Seconds after which a published state is of no use: DVC has long saved the stage's outs."""
 
 
 def key_lock(root: Path, key: str) -> Path:
-    """The lock of whoever uses the state with this key."""
+    """The path of the lock that a training with this key holds."""
     return root / LOCKS / f"train-{key}.lock"
 
 
@@ -49,22 +49,22 @@ class DamagedState(InputError):
 
 
 class WorldSizeChanged(InputError):
-    """A resume state of another number of ranks, which do not add in the same order."""
+    """The resume state is of another number of ranks, which add in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStart:
-    """What stays the same of a training however often it is continued."""
+    """What stays the same however often a training is continued."""
 
     run: dict[str, Any]
     """What identifies its tracked run."""
     ranks: int
     threads: int
-    """Of PyTorch: others would add in another order."""
+    """Of PyTorch: another number adds in another order."""
 
 
 class ResumeFolder:
-    """One training's folder under .resume; rank 0, which has it, holds its lock."""
+    """One training's folder under .resume. Rank 0 alone uses it, and holds its lock."""
 
     def __init__(self, folder: Path, interval: float, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.folder = folder
@@ -75,7 +75,7 @@ class ResumeFolder:
         self._due = time.monotonic() + interval
 
     def load_or_save_start(self, new: TrainingStart) -> TrainingStart:
-        """How this training was started: as kept here, else the new one, which is kept."""
+        """The start that is kept here; else `new`, which is kept from now on."""
         try:
             known = TrainingStart(**read_json(self._start))
         except (OSError, TypeError, ValueError):
@@ -86,7 +86,7 @@ class ResumeFolder:
         return new
 
     def best_path(self, step: int) -> Path:
-        """Where the model that was the best after this step belongs."""
+        """Where to save the model that is the best after this step."""
         return self.folder / f"best-{step}"
 
     def saved_best(self, step: int) -> Path:
@@ -96,7 +96,7 @@ class ResumeFolder:
         return self.best_path(step)
 
     def epoch_path(self, epoch: int) -> Path:
-        """Where the model after this epoch (1, 2, ...) belongs."""
+        """Where to save the model after this epoch (1, 2, ...)."""
         return self.folder / f"epoch-{epoch:02}"
 
     def epoch_paths(self) -> list[Path]:
@@ -110,7 +110,7 @@ class ResumeFolder:
         self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], *, step: int, best: int
     ) -> None:
         """Put the state after `step` in the place of the one before; best: the best model's step,
-        0 for none yet. The other ranks, told where, write their part of the tensors.
+        0 for none yet. The other ranks are sent the path, and write their part of the tensors.
 
         Raises OSError where the disk refuses; the state before it is then still whole.
         """
@@ -171,12 +171,13 @@ class ResumeFolder:
             raise DamagedState(f"{self._state}: {type(error).__name__}: {error}") from None
 
     def mark_published(self, run_id: str) -> None:
-        """All outs stand. DVC has yet to save them, so the state stays until evaluate starts."""
+        """Note that all outs are written. The state stays until evaluate starts: DVC saves them
+        first."""
         (self.folder / "published").write_text(run_id, encoding="utf-8")
 
     def clear(self) -> None:
-        """Remove what a training left that was stopped before its first state, but how it was
-        started: it has a tracked run."""
+        """Remove what a training left that ended before its first state, but for start.json: it
+        names the tracked run."""
         for path in self.folder.glob("*"):
             if path != self._start:
                 _remove(path)
@@ -198,7 +199,7 @@ def remove_published(root: Path, run_id: str) -> None:
     for mark in (root / RESUME).glob("*/published"):
         old = time.time() - mark.stat().st_mtime > FORGET_AFTER
         if old or mark.read_text(encoding="utf-8") == run_id:
-            # held: another process trains the same and is about to take this result over
+            # not free: another process runs the same training, and will take over this result
             with try_lock(key_lock(root, mark.parent.name)) as free:
                 if free:
                     shutil.rmtree(mark.parent, ignore_errors=True)

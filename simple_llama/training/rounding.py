@@ -1,8 +1,8 @@
-"""Float32 numbers kept in 16 or 8 bits, without a bias.
+"""Stochastic rounding of float32 to 16 or 8 bits.
 
-Rounded to the nearest, an update below half the distance between two representable numbers is lost
-whenever it is made; rounded up or down at random, with the probability that keeps the mean, it is
-made in the long run (https://arxiv.org/abs/2010.06192).
+Rounded to nearest, an update below half the distance between two representable numbers is lost each
+time. Rounded up or down at random, with probabilities that keep the mean, updates add up
+(https://arxiv.org/abs/2010.06192).
 """
 
 from functools import cache
@@ -17,14 +17,14 @@ DECADES = 7
 
 
 def stochastic_round_bf16(x: Tensor, generator: Generator) -> Tensor:
-    """Float32 x to bfloat16, stochastically: a random number below the last bit that is kept is
-    added, and the bits below are cut off. What bfloat16 holds exactly stays."""
+    """Float32 x to bfloat16: random bits are added below the last bit that is kept, then the bits
+    below it are cut off. Numbers that bfloat16 holds exactly stay."""
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
     words.random_(-(2**63), None, generator=generator)
     noise = words.view(torch.int16)[: x.numel()].view(x.shape).int() & 0xFFFF
     bits = x.contiguous().view(torch.int32)
     rounded = ((bits + noise) & ~0xFFFF).view(torch.float32)
-    # the noise would turn an infinity into no number
+    # the noise would turn an infinity into NaN
     return torch.where(x.isfinite(), rounded, x).bfloat16()
 
 

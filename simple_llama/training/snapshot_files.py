@@ -20,7 +20,7 @@ from simple_llama.training.state import Progress, Snapshot
 
 @dataclass(frozen=True)
 class ShardedSnapshot(Snapshot):
-    """A snapshot of which each rank reads its part, straight to where it belongs."""
+    """A snapshot on disk, of which each rank reads its part straight into its own tensors."""
 
     folder: Path
 

@@ -60,17 +60,17 @@ class Progress:
     recent_loss: float = 0.0
     """Mean over some 50 steps."""
     train_loss: float = math.nan
-    """Of the epoch that ended last, as val_loss."""
+    """Of the epoch that ended last, like val_loss."""
     val_loss: float = math.nan
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a training is between two steps: whoever restores it continues exactly."""
+    """The state of a training between two steps: restored, it continues to the same bytes."""
 
     progress: Progress
     tensors: Mapping[str, Tensor]
-    """Weights and AdamW's moments: the live ones, for whoever keeps them to copy at once."""
+    """Weights and AdamW's moments: the live tensors, which the next step changes."""
 
     def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the kept tensors into those of the training that continues.
@@ -105,10 +105,10 @@ class TrainResult:
 
 
 class Diverged(InputError):
-    """A loss or a gradient is no longer a finite number, or the loss leapt beyond loss_spike.
+    """A loss or a gradient is not a finite number, or the loss leapt beyond loss_spike.
 
-    `examples` and `batches`: those of the step whose update was not made, or, where a validation
-    shows it, of the step before; none where the model came so. `snapshot`: the state then.
+    examples, batches: of the step whose update was not made; where a validation shows it, of the
+    step before, and empty where there was none. snapshot: the state then.
     """
 
     def __init__(
