@@ -19,7 +19,7 @@ from simple_llama.model.folder import save_model
 from simple_llama.params import Params, TrainParams
 from simple_llama.training.optimizer import AdamW
 from simple_llama.training.resume import MAX_SAVING_SHARE, ResumeFolder
-from tests.project import Project
+from tests.support.project import Project
 
 STAGES = ("prepare", "tokenize", "baseline", "train", "evaluate")
 HEAVY = ("numpy", "tokenizers", "torch", "mlflow", "dvc")

@@ -1,19 +1,18 @@
 """What several test modules build on."""
 
+import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.support.tokenizer_kinds import TEXTS
+
 torch.set_num_threads(1)  # tiny models: threads would only wait for each other
 
 CONTROL_TOKENS = ["<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>"]
-TEXTS = [
-    "You are a helpful assistant. What is the capital of Lusaria? The capital is Pertola.",
-    "How many apples are left? 12 - 5 = 7, so 7 apples are left.",
-    'Sort the list: pear, fig, apple. {"answer": ["apple", "fig", "pear"]}',
-]
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +36,16 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
+
+
+@pytest.fixture
+def fixed_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`transformers` sees the date that we always have."""
+    pytest.importorskip("transformers")
+
+    class Fixed(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Fixed":
+            return cls(2024, 7, 26)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Fixed)

@@ -7,7 +7,7 @@ import pytest
 from simple_llama import forecast
 from simple_llama.check import check
 from simple_llama.errors import InputError
-from tests.project import Project
+from tests.support.project import Project
 
 pytestmark = pytest.mark.slow
 

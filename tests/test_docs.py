@@ -34,3 +34,19 @@ def test_the_readme_leads_to_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in readme, page.name
+
+
+def test_each_claim_names_tests_that_exist() -> None:
+    page = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 50
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+def test_no_test_module_builds_on_another() -> None:
+    """What several share stands in tests/support."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"(?m)^from tests\S*\.(test_\w+) import", text)
+        assert set(found) <= {path.stem}, path

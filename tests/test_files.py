@@ -6,18 +6,7 @@ import pytest
 
 from simple_llama.errors import InputError
 from simple_llama.files import HEAD_BYTES, describe_placeholder, read_head, read_json
-
-LFS = (
-    b"version https://git-lfs.github.com/spec/v1\n"
-    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
-)
-HTML = b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>"
-STAND_INS = {
-    b"": "an empty file",
-    LFS: "a Git LFS pointer, not the file it points to: git lfs pull brings it",
-    HTML: "an HTML page, not the file that was to be downloaded",
-    b"\xef\xbb\xbf<HTML lang=en>": "an HTML page, not the file that was to be downloaded",
-}
+from tests.support.hostile import STAND_INS
 
 
 @pytest.mark.parametrize(("content", "said"), STAND_INS.items())

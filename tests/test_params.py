@@ -10,17 +10,7 @@ from hypothesis import strategies as st
 
 from simple_llama.errors import InputError
 from simple_llama.params import PIPELINE, Params, TrainParams
-
-COMMITTED = Path(__file__).parents[1] / "params.yaml"
-
-
-def with_value(tmp_path: Path, key: str, value: str) -> Path:
-    """The committed file with one value replaced."""
-    text, changed = re.subn(rf"(?m)^{key}:.*$", f"{key}: {value}", COMMITTED.read_text())
-    assert changed == 1
-    path = tmp_path / "params.yaml"
-    path.write_text(text)
-    return path
+from tests.support.project import COMMITTED, with_value
 
 
 def test_the_committed_file_is_valid_and_each_key_commented() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simple_llama.process import claim_locks, dvc_process_id, file_lock
-from tests.project import ROOT
+from tests.support.project import ROOT
 
 WAITER = """
 import sys

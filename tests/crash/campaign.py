@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.moments import VICTIMS
-from tests.project import ROOT, Project
+from tests.support.project import ROOT, Project
 
 KILLS_A_ROUND = 5
 HOOK = str(ROOT / "tests/crash/hook")

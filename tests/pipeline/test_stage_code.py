@@ -1,0 +1,143 @@
+"""What the code of a stage is: the modules it imports, and of them what Python executes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simple_llama.errors import InputError
+from simple_llama.stage_code import EXEMPT, listing
+from tests.support.project import ROOT
+
+MODULE = '''"""Head."""
+
+# a comment
+LIMIT = 3
+"""What it is."""
+TEXT = """
+# no comment
+"""
+
+
+def f(x: int) -> int:
+    """Doc."""
+    from package import lazy
+
+    return lazy.g(x) + LIMIT  # said beside
+'''
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "stages/one.py": MODULE,
+        "package/__init__.py": "",
+        "package/lazy.py": "from package.sub.deep import g\n",
+        "package/sub/deep.py": "def g(x): return x\n",
+        "package/sub/page.jinja": "<p>",
+        "package/other.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def files() -> list[str]:
+    return [line.split("  ")[1] for line in listing("stages.one").splitlines()]
+
+
+def test_it_is_what_is_imported_even_within_a_function_and_what_lies_beside(project: Path) -> None:
+    assert files() == [
+        "package/__init__.py",
+        "package/lazy.py",
+        "package/sub/deep.py",
+        "package/sub/page.jinja",
+        "stages/one.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""Head."""', '"""Another\n\nhead."""'),
+        ("# a comment", "# other"),
+        ("# a comment\n", "\n\n"),
+        ('"""What it is."""', ""),
+        ('"""Doc."""', '"""Dóc: "x"."""'),
+    ],
+)
+def test_words_do_not_count(project: Path, old: str, new: str) -> None:
+    before = listing("stages.one")
+    assert old in MODULE
+    Path("stages/one.py").write_text(MODULE.replace(old, new))
+    assert listing("stages.one") == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("LIMIT = 3", "LIMIT = 4"),
+        ("# no comment", "# another"),
+        ("\n# no comment", ""),
+        ('TEXT = """', 'TEXT = f"""'),
+        ('"""Doc."""', '"""Doc."""; x = 1'),
+        ('"""What it is."""', 'x = """What it is."""'),
+    ],
+)
+def test_all_else_counts(project: Path, old: str, new: str) -> None:
+    before = listing("stages.one")
+    Path("stages/one.py").write_text(MODULE.replace(old, new))
+    after = listing("stages.one")
+    assert after != before
+    assert after.splitlines()[:-1] == before.splitlines()[:-1], "only this file's line"
+
+
+def test_a_template_beside_a_module_counts(project: Path) -> None:
+    before = listing("stages.one")
+    Path("package/sub/page.jinja").write_text("<b>")
+    assert listing("stages.one") != before
+    Path("package/sub/.page.jinja.swp").write_text("an editor's")
+    Path("package/other.py").write_text("1")
+    Path("package/sub/page.jinja").write_text("<p>")
+    assert listing("stages.one") == before
+
+
+def test_what_is_missing_or_no_python_is_named(project: Path) -> None:
+    with pytest.raises(InputError, match=r"^stages/two\.py: no such file"):
+        listing("stages.two")
+    Path("package/lazy.py").write_text("def")
+    with pytest.raises(InputError, match=r"^package/lazy\.py: line 1: invalid syntax"):
+        listing("stages.one")
+
+
+@pytest.mark.parametrize("stage", ["prepare", "tokenize", "baseline", "train", "evaluate"])
+def test_python_imports_nothing_that_is_not_listed(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code = (
+        f"import stages.{stage}, sys, os; "
+        "print(*(os.path.relpath(m.__file__) for m in list(sys.modules.values()) "
+        "if (getattr(m, '__file__', None) or '').startswith(os.getcwd() + '/s')), sep='\\n')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {file for file in ran.stdout.split() if not file.startswith(EXEMPT)}
+    listed = {line.split("  ")[1] for line in listing(f"stages.{stage}").splitlines()}
+    assert f"stages/{stage}.py" in imported
+    assert imported <= listed
+
+
+def test_a_copy_elsewhere_has_the_same_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    here = listing("stages.prepare")
+    for folder in ("simple_llama", "stages"):
+        shutil.copytree(folder, tmp_path / folder)
+    for path in (tmp_path / "stages").glob("*.py"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.chdir(tmp_path)
+    assert listing("stages.prepare") == here, "Windows' line ends are no change"
