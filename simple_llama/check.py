@@ -34,6 +34,10 @@ def check() -> str:
     evaluation = params.section(EvaluateParams)
     if not evaluation.on_validation_split:
         _check_exists("eval_json_path", evaluation.eval_json_path)
+    if train.lora_base == "nf4":
+        from simple_llama.model.quantisation import require_library
+
+        require_library()
     lines = [
         f"params.yaml: {len(params.values)} keys, all valid",
         f"data: {data}, base model: {base}",

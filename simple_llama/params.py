@@ -198,6 +198,9 @@ class TrainParams(ExecutionParams):
     lora_alpha: float
     lora_dropout: float
     lora_targets: str
+    lora_base: Literal["bf16", "nf4"]
+    """What the frozen projections are held in: bf16 where that loses no digit and the device
+    computes in it, or 4 bits."""
 
     @property
     def lora_projections(self) -> tuple[str, ...]:
@@ -298,6 +301,14 @@ class TrainParams(ExecutionParams):
         )
 
     def _check_lora(self) -> None:
+        if self.lora_base == "nf4":
+            for key, fits in {
+                "lora_rank": self.lora_rank != 0,  # rounded weights cannot be trained
+                "shard": self.shard == "none",
+                "cuda_graphs": not self.cuda_graphs,
+            }.items():
+                value = shown(getattr(self, key))
+                _require(fits, "lora_base", self.lora_base, f"bf16 with {key}: {value}")
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")
         _require(
             self.lora_rank == 0 or self.shard == "none",

@@ -12,7 +12,7 @@ from simple_llama.evaluation.samples import answered_examples, highest_losses
 from simple_llama.evaluation.subject import Subject
 from simple_llama.evaluation.summary import scores_in_a_line
 from simple_llama.evaluation.tracked import continued_run, log_evaluation
-from simple_llama.files import atomic_write, write_json, write_json_lines
+from simple_llama.files import atomic_write, read_json, write_json, write_json_lines
 from simple_llama.params import EvaluateParams, Params
 from simple_llama.training.distributed import Ranks
 
@@ -32,6 +32,7 @@ def run_evaluation(device: torch.device, ranks: Ranks, all_params: Params) -> No
         with ranks.propagate_errors():
             tuned = score_tuned(MODEL, subject, device, ranks, params)
         scores = summarise(tuned, base, subject.categories, subject.sentence)
+        scores |= _rounded_base(params)
         samples = answered_examples(subject, base, tuned)
         worst = highest_losses(subject, base, tuned)
         write_json("reports/eval.json", scores)
@@ -40,3 +41,12 @@ def run_evaluation(device: torch.device, ranks: Ranks, all_params: Params) -> No
             file.write(render(read_contents(scores, samples, worst, all_params)).encode())
         log_evaluation(run, scores, samples, REPORT, all_params)
     print(scores_in_a_line(scores, params))
+
+
+def _rounded_base(params: EvaluateParams) -> dict[str, float]:
+    """What train found of a base held in 4 bits, where the original is scored on the same
+    examples."""
+    loss = read_json("reports/train.json").get("rounded_base_val_loss")
+    if loss is None or not params.on_validation_split:
+        return {}
+    return {"rounded_base_val_loss": round(loss, 6)}

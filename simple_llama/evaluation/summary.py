@@ -20,6 +20,8 @@ def summary() -> str:
     if result["exact_match"] is not None:
         change = f"{result['base_exact_match']:.1%} -> {result['exact_match']:.1%}"
         lines.append(("exact match", f"{change} of {result['exact_match_examples']:,} replies"))
+    if rounding := rounding_in_words(result):
+        lines.append(("base in 4 bits", rounding))
     lines += [
         ("report", "models/report.html"),
         ("runs", "make ui, then open the address that it prints"),
@@ -36,4 +38,14 @@ def scores_in_a_line(scores: Mapping[str, Any], params: EvaluateParams) -> str:
             f", exact match {scores['base_exact_match']:.1%} -> {scores['exact_match']:.1%} "
             f"of {scores['exact_match_examples']:,}"
         )
+    if rounding := rounding_in_words(scores):
+        line += f"; base in 4 bits: {rounding}"
     return line
+
+
+def rounding_in_words(scores: Mapping[str, Any]) -> str:
+    """Say what holding the base in 4 bits cost; nothing where it was not, or not measured."""
+    if "rounded_base_val_loss" not in scores:
+        return ""
+    rounded, original = scores["rounded_base_val_loss"], scores["base_val_loss"]
+    return f"validation loss {rounded:.4f}, of the original {original:.4f}"

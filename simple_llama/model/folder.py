@@ -21,6 +21,7 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.pth import read_pth
+from simple_llama.model.quantisation import NF4Linear, in_nf4
 from simple_llama.model.sharding import copy_full_tensor, full_tensor, shard
 from simple_llama.model.token_rows import initialise_rows, untrained_ids
 from simple_llama.model.weights import (
@@ -29,6 +30,7 @@ from simple_llama.model.weights import (
     WEIGHTS,
     StoredTensor,
     check_range,
+    in_bf16_if_exact,
     is_pth,
     read_safetensors,
     weight_files,
@@ -56,10 +58,15 @@ def load_model(
     trained_vocab_size: int | None = None,
     control_ids: Collection[int] = (),
     sharded: bool = False,
+    compact: bool = False,
+    nf4: bool = False,
 ) -> Decoder:
     """The decoder in float32, its weights read one tensor after the other.
 
     sharded: all ranks call this, and each keeps its part of each parameter.
+    compact: projections, an untied head's too, that bfloat16 holds exactly are held in it.
+    nf4: those of the layers are rounded to 4 bits instead: see quantisation.NF4Linear. Either way
+    one of them at a time is in float32.
     vocab_size: ids it must have an embedding for; trained_vocab_size: those of them that the
     weights were trained with (None: as many as are stored). Rows that were never trained become
     the mean of the others: see token_rows.initialise_rows.
@@ -74,12 +81,15 @@ def load_model(
         model = Decoder(grown, dropout=dropout, fused=fused)
     # before memory is taken: a wrong size in config.json would take any amount
     _check_tensors(path, tensors, model, config.vocab_size)
-    _take_memory(model, device, sharded=sharded)
+    if nf4:
+        in_nf4(model, empty=True)
+    waiting = _projections(model) if nf4 or compact else {}
+    _take_memory(model, device, waiting.values(), sharded=sharded)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for tensor in tensors:
-            parameter, stored = parameters[tensor.parameter], tensor.read()
-            check_range(stored, parameter.dtype, f"{path}: tensor {tensor.name!r}")
+            stored = tensor.read()
+            check_range(stored, torch.float32, f"{path}: tensor {tensor.name!r}")
             if tensor.parameter in (EMBEDDING, HEAD):
                 trained = (
                     len(stored)
@@ -87,8 +97,26 @@ def load_model(
                     else min(trained_vocab_size, len(stored))
                 )
                 stored = initialise_rows(stored, trained, max(trained, vocab_size), control_ids)
-            copy_full_tensor(parameter, stored)
+            module = waiting.get(tensor.parameter)
+            if isinstance(module, NF4Linear):
+                module.quantise(stored.to(device))
+            elif module is not None:
+                held = in_bf16_if_exact(stored) if compact else stored.float()
+                # a copy: what was read of a file keeps it mapped
+                module.weight = nn.Parameter(held.to(device, copy=True))
+            else:
+                copy_full_tensor(parameters[tensor.parameter], stored)
     return model
+
+
+def _projections(model: Decoder) -> dict[str, nn.Linear | NF4Linear]:
+    """Those that take no memory before their weights come, by the name of their weight."""
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | NF4Linear)
+        and getattr(module, "weight", None) is not model.embed_tokens.weight
+    }
 
 
 def check_weights(path: str | Path) -> None:
@@ -162,9 +190,15 @@ def load_config(path: str | Path) -> ModelConfig:
     return read_pth(path)[0] if is_pth(path) else read_config(path / "config.json")
 
 
-def _take_memory(model: Decoder, device: torch.device | str, *, sharded: bool) -> None:
+def _take_memory(
+    model: Decoder,
+    device: torch.device | str,
+    without: Collection[nn.Module],
+    *,
+    sharded: bool,
+) -> None:
     """Put memory in the place of weightless parameters, and the buffers on the device; what was
-    tied stays tied.
+    tied stays tied. Modules `without` get none for their weight.
 
     nn.Module.to_empty would do it but imports half of PyTorch's compiler for it: 1.2 seconds.
     """
@@ -175,6 +209,8 @@ def _take_memory(model: Decoder, device: torch.device | str, *, sharded: bool) -
     real: dict[nn.Parameter, nn.Parameter] = {}
     for module in () if sharded else model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight" and module in without:
+                continue
             if parameter not in real:
                 empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 real[parameter] = nn.Parameter(empty)

@@ -1,12 +1,11 @@
 """Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685): frozen projections W, each with a
-trained product of two small matrices beside it.
+trained product of two small matrices beside it. W may be held in 4 bits (QLoRA, see quantisation).
 
     W x + bias + alpha / r * B A dropout(x)        A (r, in), B (out, r)
 
 On disk an adapter is a folder in PEFT's format, which loads there as it is.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, write_json
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.weights import ADAPTER_CONFIG, write_safetensors
+from simple_llama.model.quantisation import NF4Linear
+from simple_llama.model.weights import ADAPTER_CONFIG, in_bf16_if_exact, write_safetensors
 from simple_llama.params import PROJECTIONS
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -41,12 +41,12 @@ class LoraConfig:
     """The names of the projections that have one, in every layer."""
 
 
-class LoraLinear(nn.Linear):
-    """A frozen projection and its adapter; weight and bias keep their names."""
+class LoraLinear(nn.Module):
+    """A frozen projection and its adapter, of any number of features."""
 
-    def __init__(self, base: nn.Linear, lora: LoraConfig) -> None:
-        super().__init__(base.in_features, base.out_features, device="meta")
-        self.weight, self.bias = base.weight, base.bias
+    def __init__(self, base: nn.Linear | NF4Linear, lora: LoraConfig) -> None:
+        super().__init__()
+        self.base_layer = base
         self.lora_A = nn.Linear(base.in_features, lora.rank, bias=False)
         self.lora_B = nn.Linear(lora.rank, base.out_features, bias=False)
         self.dropout = lora.dropout
@@ -55,14 +55,15 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         change: Tensor = self.lora_B(self.scaling * self.lora_A(dropped))  # scaled while small
-        return F.linear(x, self.weight, self.bias) + change
+        return self.base_layer(x) + change  # type: ignore[no-any-return]
 
+    @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """One plain projection that computes the same without dropout."""
-        plain = nn.Linear(self.in_features, self.out_features, device="meta")
-        change = self.scaling * self.lora_B.weight @ self.lora_A.weight
-        plain.weight, plain.bias = nn.Parameter((self.weight + change).detach()), self.bias
-        return plain
+        """The projection itself, into whose weight the adapter's product has been added: it
+        computes the same without dropout."""
+        assert isinstance(self.base_layer, nn.Linear), "a rounded base is never merged"
+        self.base_layer.weight += self.scaling * self.lora_B.weight @ self.lora_A.weight
+        return self.base_layer
 
 
 def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
@@ -75,7 +76,7 @@ def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
     """
     if model.config.mla:
         raise InputError(f"lora_rank: got {lora.rank}, wanted 0 for a model with latent attention")
-    linears = list(_linears(model.layers))
+    linears = list(_projections(model.layers))
     names = {name for _, name, _ in linears}
     if lora.targets != PROJECTIONS and (missing := set(lora.targets) - names):
         raise InputError(
@@ -83,7 +84,7 @@ def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
             f"{', '.join(sorted(names))}, which this model has"
         )
     targets = [found for found in linears if found[1] in lora.targets]
-    most = min(min(linear.weight.shape) for _, _, linear in targets)
+    most = min(min(linear.in_features, linear.out_features) for _, _, linear in targets)
     if lora.rank > most:
         raise InputError(f"lora_rank: got {lora.rank}, wanted at most {most}, a target's own rank")
     model.requires_grad_(False)
@@ -92,7 +93,7 @@ def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
         adapted = LoraLinear(linear, lora)
         nn.init.kaiming_uniform_(adapted.lora_A.weight, 5**0.5, generator=generator)
         nn.init.zeros_(adapted.lora_B.weight)
-        setattr(parent, name, adapted.to(linear.weight.device))
+        setattr(parent, name, adapted.to(model.embed_tokens.weight.device))
 
 
 def keep_frozen_in_bf16(model: Decoder) -> None:
@@ -100,26 +101,27 @@ def keep_frozen_in_bf16(model: Decoder) -> None:
     where the checkpoint is of that type. Under bf16 autocast not one bit of a result changes:
     autocast would make the same copies."""
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight is not model.embed_tokens.weight:
-            half = module.weight.detach().bfloat16()
-            if not module.weight.requires_grad and torch.equal(half.float(), module.weight):
-                module.weight.data = half
+        if (
+            isinstance(module, nn.Linear)
+            and module.weight is not model.embed_tokens.weight
+            and not module.weight.requires_grad
+        ):
+            module.weight.data = in_bf16_if_exact(module.weight.data)
 
 
-def merge_adapters(model: Decoder) -> Decoder:
-    """A model of plain projections that computes the same; the rest it shares with the given."""
-    plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    for parent, name, linear in _linears(plain.layers):
-        if isinstance(linear, LoraLinear):
-            setattr(parent, name, linear.merge())
-    return plain
+def merge_adapters(model: Decoder) -> None:
+    """Leave plain projections that compute the same; one after the other, in place."""
+    for parent in list(model.layers.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLinear):
+                setattr(parent, name, child.merge())
 
 
-def _linears(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """The projections in the layers, each with the module that it is an attribute of."""
+def _projections(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | NF4Linear]]:
+    """Those of layers without adapters, each with the module that it is an attribute of."""
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and not isinstance(parent, LoraLinear):
+            if isinstance(child, nn.Linear | NF4Linear):
                 yield parent, name, child
 
 

@@ -194,3 +194,11 @@ def check_range(values: Tensor, dtype: torch.dtype, what: str) -> None:
                 f"{what} holds {extreme.item():g}, beyond the {most:g} of {name}: wanted a dtype "
                 "that holds it"
             )
+
+
+def in_bf16_if_exact(values: Tensor) -> Tensor:
+    """In bfloat16 where that holds every value of the tensor, else in float32."""
+    if values.dtype == torch.bfloat16:
+        return values
+    whole, half = values.float(), values.bfloat16()
+    return half if torch.equal(half.float(), whole) else whole

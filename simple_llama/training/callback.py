@@ -20,6 +20,9 @@ class Callback(Protocol):
         """Memory did not suffice: micro-batches are smaller from here on."""
 
     def on_optimizer_step(self, record: StepRecord) -> None: ...
+    def on_rounded_base(self, loss: float, examples: int) -> None:
+        """The base, held in 4 bits, has been validated before the first step."""
+
     def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None: ...
     def on_samples(
         self, step: int, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]

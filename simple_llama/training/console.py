@@ -79,6 +79,12 @@ class Console:
             )
             self.last_line = now
 
+    def on_rounded_base(self, loss: float, examples: int) -> None:
+        self._say(
+            f"base in 4 bits: validation loss {loss:.4f} over all {examples:,} examples; "
+            "evaluate says what rounding cost"
+        )
+
     def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None:
         self.val_loss = f"  val {loss:.3f}"
         if full:

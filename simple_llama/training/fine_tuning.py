@@ -20,6 +20,7 @@ from simple_llama.model.lora import (
     merge_adapters,
     save_adapter,
 )
+from simple_llama.model.quantisation import in_nf4
 from simple_llama.model.weights import check_range
 from simple_llama.params import TrainParams
 from simple_llama.process import main_root
@@ -84,7 +85,8 @@ class FullFineTuning:
 
 
 class LoraFineTuning:
-    """LoRA: the base stays as it is, and is merged with the adapters at the end, in float32."""
+    """LoRA, or QLoRA: the base stays as it is, or is rounded to 4 bits. Published are the adapters
+    merged into the original weights, in float32."""
 
     def __init__(self, params: TrainParams, base: str, tokenizer: Path) -> None:
         self.base, self.tokenizer = base, tokenizer
@@ -96,6 +98,8 @@ class LoraFineTuning:
         )
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
+        if params.lora_base == "nf4":
+            in_nf4(model)  # what load_model has left
         add_adapters(model, self.lora, params.seed)
         if uses_bf16(model.embed_tokens.weight.device, params.precision):
             keep_frozen_in_bf16(model)
@@ -105,24 +109,31 @@ class LoraFineTuning:
 
     def publish(self, kept: ResumeFolder, best_step: int, ids: Tensor) -> dict[str, str]:
         _empty(CHECKPOINTS, ADAPTER)
-        model = load_model(self.base).eval()
-        add_adapters(model, self.lora, seed=0)
         for epoch in kept.epoch_paths():
-            load_adapter(model, epoch)
-            save_model(merge_adapters(model), CHECKPOINTS / epoch.name, self.tokenizer)
-        load_adapter(model, kept.saved_best(best_step))
+            self._save_merged(self._adapted(epoch), CHECKPOINTS / epoch.name)
+        model = self._adapted(kept.saved_best(best_step))
         # peft looks for the base from wherever it is called
         save_adapter(model, ADAPTER, self.lora, str(persistent_path(self.base)))
-        whole = merge_adapters(model)
-        save_model(whole, MODEL, self.tokenizer)
-        return {"lora.merged_logits_differ_by": f"{_difference(model, whole, ids):.2g}"}
+        apart = _logits(model, ids)
+        self._save_merged(model, MODEL)
+        difference = (_logits(model, ids) - apart).abs().max().item()
+        return {"lora.merged_logits_differ_by": f"{difference:.2g}"}
+
+    def _adapted(self, adapter: Path) -> Decoder:
+        """The original base in float32, whole in memory once, with a saved adapter."""
+        model = load_model(self.base).eval()
+        add_adapters(model, self.lora, seed=0)
+        load_adapter(model, adapter)
+        return model
+
+    def _save_merged(self, model: Decoder, folder: Path) -> None:
+        merge_adapters(model)
+        save_model(model, folder, self.tokenizer)
 
 
 @torch.inference_mode()
-def _difference(model: Decoder, other: Decoder, ids: Tensor) -> float:
-    """Between their logits, at most."""
-    mine, theirs = (one.logits(one(ids)) for one in (model, other))
-    return (mine - theirs).abs().max().item()
+def _logits(model: Decoder, ids: Tensor) -> Tensor:
+    return model.logits(model(ids))
 
 
 def _empty(*folders: Path) -> None:

@@ -14,6 +14,7 @@ from simple_llama.data.batches import Indices, Plan, evenly_spaced, split_prompt
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
+from simple_llama.model.quantisation import held_bytes
 from simple_llama.model.sharding import full_tensor, reshard, to_local
 from simple_llama.params import TrainParams
 from simple_llama.training.callback import Callback
@@ -107,6 +108,8 @@ class Trainer:
         self.model.train()
         if not self._is_over():
             self._preflight()
+        if params.lora_base == "nf4" and progress.step == 0:
+            self._score_base()
         if params.eval_interval and progress.step == 0:
             self._validate(full=False)
         while not self._is_over():
@@ -125,6 +128,7 @@ class Trainer:
             val_loss=progress.val_loss,
             best_val_loss=progress.best_val_loss,
             best_step=progress.best_step,
+            rounded_base_val_loss=progress.rounded_base_val_loss,
         )
 
     def snapshot(self) -> Snapshot:
@@ -196,7 +200,7 @@ class Trainer:
         free = free_memory(self.device)
         if free is None:
             return self.progress.micro_batch_tokens
-        weights = sum(to_local(p).nbytes for p in self.model.parameters())
+        weights = held_bytes(self.model)
         trained = sum(to_local(p).nbytes for p in self.optimizer.weights.values())
         batches = self.gradients.batches(examples, self.ranks)
         return fitting_tokens(
@@ -268,6 +272,16 @@ class Trainer:
         if rest == 0:
             self.callback.on_epoch_end(epoch, self.model)
 
+    def _score_base(self) -> None:
+        """What the rounded base costs on the whole validation split: before the first step adapters
+        change nothing."""
+        examples = np.arange(len(self.data.val))
+        loss = self._score(examples).mean_loss
+        if not math.isfinite(loss):
+            raise self._diverged(0, f"validation loss {loss}", np.arange(0))
+        self.progress.rounded_base_val_loss = loss
+        self.callback.on_rounded_base(loss, len(examples))
+
     def _validate(self, *, full: bool) -> float:
         """Validation loss over the whole split, or always the same eval_num_samples of it."""
         examples = np.arange(len(self.data.val))
@@ -324,5 +338,6 @@ class Trainer:
 
 
 def report(result: TrainResult) -> dict[str, float]:
-    """The result as reports/train.json holds it."""
-    return dataclasses.asdict(result)
+    """The result as reports/train.json holds it; what was not measured is not in it."""
+    values = dataclasses.asdict(result)
+    return {key: value for key, value in values.items() if value is not None}

@@ -35,6 +35,9 @@ class NonMainCallback:
     def on_optimizer_step(self, record: StepRecord) -> None:
         pass
 
+    def on_rounded_base(self, loss: float, examples: int) -> None:
+        pass
+
     def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None:
         pass
 

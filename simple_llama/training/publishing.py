@@ -41,7 +41,11 @@ def publish(
         }
     )
     run.log_final(
-        {"train_loss": result.train_loss, "best_val_loss": result.best_val_loss},
+        {
+            name: value
+            for name, value in report(result).items()
+            if name in ("train_loss", "best_val_loss", "rounded_base_val_loss")
+        },
         # published twice, they stand once
         timestamp=int(recorder.curves.rows["train"][-1]["timestamp"]),
     )

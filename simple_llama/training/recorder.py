@@ -209,7 +209,9 @@ def save_diverged(error: Diverged, data: TrainingData, folder: ResumeFolder) -> 
         "reason": error.what,
         "examples": error.examples.tolist(),
         "rows_of_train_jsonl_from_0": data.train.rows[error.examples].tolist(),
-        "progress": {k: v if math.isfinite(v) else str(v) for k, v in progress.items()},
+        "progress": {
+            k: v if v is None or math.isfinite(v) else str(v) for k, v in progress.items()
+        },
     }
     batches = {
         f"{i}.{name}": getattr(batch, name)

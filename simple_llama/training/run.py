@@ -16,6 +16,7 @@ from simple_llama import tracking
 from simple_llama.errors import InputError
 from simple_llama.files import digest_tree
 from simple_llama.model.device import describe_device, numeric_environment
+from simple_llama.model.quantisation import library_version
 from simple_llama.params import (
     EvaluateParams,
     Params,
@@ -47,7 +48,10 @@ def run_training(device: torch.device, ranks: Ranks, params: Params) -> None:
         precision, shard = setup.params.precision, setup.params.shard
         several = f", {ranks.world_size} ranks, shard: {shard}" if ranks.world_size > 1 else ""
         print(f"{setup.name} on {describe_device(device, precision)}{several}", flush=True)
-        inputs = TrainingInputs.read(params, numeric_environment(device, precision))
+        machine = numeric_environment(device, precision)
+        if setup.params.lora_base == "nf4":
+            machine["bitsandbytes"] = library_version()
+        inputs = TrainingInputs.read(params, machine)
         if len(set(ranks.all_gather(inputs.key))) > 1:
             raise InputError(
                 "the machines of this training differ in params, data, base model, code or kind "

@@ -8,7 +8,9 @@ import torch
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.device import uses_bf16
 from simple_llama.model.folder import check_fits, check_token_rows, load_model
+from simple_llama.model.quantisation import require_library, weight_count
 from simple_llama.params import BaseParams, Params, TrainParams
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.fine_tuning import FineTuning, fine_tuning_method
@@ -73,6 +75,8 @@ def _base_model(
     base: str, tokenizer: ChatTokenizer, params: TrainParams, device: torch.device, ranks: Ranks
 ) -> Decoder:
     check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
+    if params.lora_base == "nf4":
+        require_library()
     if params.lora_rank:
         check_token_rows(base, tokenizer.base_vocab_size, tokenizer.control_ids)
     return load_model(
@@ -84,11 +88,13 @@ def _base_model(
         trained_vocab_size=tokenizer.base_vocab_size,
         control_ids=tokenizer.control_ids.values(),
         sharded=ranks.sharded,
+        compact=params.lora_rank > 0 and uses_bf16(device, params.precision),
+        nf4=params.lora_base == "nf4",
     )
 
 
 def _name(base: str, model: Decoder) -> str:
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size = weight_count(model)
     share = sum(parameter.numel() for parameter in trainable_parameters(model).values()) / size
     of_them = f", {share:.2%} of them trained" if share < 1 else ""
     return f"{base} ({size / 1e6:.1f}M parameters{of_them})"

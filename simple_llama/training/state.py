@@ -62,6 +62,8 @@ class Progress:
     train_loss: float = math.nan
     """Of the epoch that ended last, like val_loss."""
     val_loss: float = math.nan
+    rounded_base_val_loss: float | None = None
+    """Before the first step, where lora_base is nf4."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class TrainResult:
     """Full validation after the last step."""
     best_val_loss: float
     best_step: int
+    rounded_base_val_loss: float | None = None
+    """Full validation of the base before the first step, where it is held in 4 bits."""
 
 
 class Diverged(InputError):

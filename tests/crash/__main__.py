@@ -15,12 +15,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="with enable_compilation")
     parser.add_argument("--lora", action="store_true", help="with adapters and their dropout")
+    parser.add_argument("--nf4", action="store_true", help="these, on a base held in 4 bits")
     arguments = parser.parse_args()
     params: dict[str, object] = {}
     if arguments.compile:
         params |= {"enable_compilation": "true"}
-    if arguments.lora:
+    if arguments.lora or arguments.nf4:
         params |= {"lora_rank": 4, "lora_dropout": 0.1}
+    if arguments.nf4:
+        params |= {"lora_base": "nf4"}
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), arguments.seed, **params)
         outcome = campaign.run(arguments.kills)

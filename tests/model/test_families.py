@@ -376,9 +376,8 @@ def test_adapters_merge_into_what_they_computed(name: str, folders: dict[str, Pa
     model, _ = adapted(folders[name])
     expected = logits_of(model, IDS)
     assert (expected - logits_of(load_model(folders[name]), IDS)).abs().max() > 0.1
-    assert (
-        logits_of(merge_adapters(model), IDS) - expected
-    ).abs().max() < 1e-4 * expected.abs().max()
+    merge_adapters(model)
+    assert (logits_of(model, IDS) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.slow

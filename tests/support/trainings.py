@@ -114,10 +114,14 @@ class Listener:
         self.samples: list[tuple[int, list[list[int]]]] = []
         self.saved: list[list[torch.Tensor]] = []
         self.epochs: list[int] = []
+        self.rounded_base: list[tuple[float, int]] = []
 
     def on_train_begin(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.lowerings: list[int] = []
+
+    def on_rounded_base(self, loss: float, examples: int) -> None:
+        self.rounded_base.append((loss, examples))
 
     def on_preflight(self, preflight: Preflight) -> None:
         self.preflight = preflight

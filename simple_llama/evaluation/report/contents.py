@@ -9,6 +9,7 @@ import numpy as np
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation.report.page import ReportInput
 from simple_llama.evaluation.subject import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS
+from simple_llama.evaluation.summary import rounding_in_words
 from simple_llama.files import read_csv, read_json
 from simple_llama.model.device import is_deterministic, pick_device
 from simple_llama.params import Params, ProcessParams, TrackingParams, TrainParams, without
@@ -35,7 +36,7 @@ def read_contents(
         samples=samples,
         worst=worst,
         params=without(params, TrackingParams, ProcessParams),
-        facts=facts(params),
+        facts=facts(params) | _rounding(scores),
     )
 
 
@@ -49,7 +50,8 @@ def histogram(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> list[tuple[int, i
 def facts(params: Params) -> dict[str, str]:
     """Say what was trained on what: label to text."""
     values = params.values
-    weights = "full fine-tuning" + (f", dropout {values['dropout']}" if values["dropout"] else "")
+    weights = f"LoRA, rank {values['lora_rank']}" if values["lora_rank"] else "full fine-tuning"
+    weights += f", dropout {values['dropout']}" if values["dropout"] else ""
     prompt_format = read_json(Path(TOKENIZER, "tokenizer_config.json"))["prompt_format"]
     return {
         "Base model": values["model_path"],
@@ -60,6 +62,11 @@ def facts(params: Params) -> dict[str, str]:
         "Step": f"{values['batch_size'] * values['grad_accum_steps']} examples, "
         f"{values['lr_schedule']} schedule from {values['max_lr']:g} to {values['min_lr']:g}",
     }
+
+
+def _rounding(scores: Mapping[str, Any]) -> dict[str, str]:
+    said = rounding_in_words(scores)
+    return {"Base in 4 bits": said} if said else {}
 
 
 def _repeatable(params: TrainParams) -> str:
