@@ -50,3 +50,9 @@ def test_no_test_module_builds_on_another() -> None:
         text = path.read_text(encoding="utf-8")
         found = re.findall(r"(?m)^from tests\S*\.(test_\w+) import", text)
         assert set(found) <= {path.stem}, path
+
+
+def test_the_tour_names_every_module() -> None:
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs/files.md").read_text(encoding="utf-8")))
+    modules = {path.stem for path in (ROOT / "simple_llama").rglob("*.py")} - {"__init__"}
+    assert modules <= named, modules - named
