@@ -1,59 +1,53 @@
-"""Flat YAML from strangers: plain data, YAML 1.2 numbers, each value of the wanted type."""
+"""Flat YAML from strangers: plain data, read as DVC reads it, each value of the wanted type."""
 
 import contextlib
 import difflib
 import math
-import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent
 
 from simple_llama.errors import InputError
 
 MAX_CHARACTERS = 2**16
-"""Of a params file: PyYAML is slow, and a file of parameters short."""
+"""Of a params file: ruamel.yaml is slow, and a file of parameters short."""
 MAX_INTEGER = 10**12
 """What is counted here stays far below, and so it fits every library's integers."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads YAML 1.2 floats (DVC writes 1e-05, which YAML 1.1 calls a string) and
-    refuses a key given twice and aliases, a few lines of which stand for billions of values."""
+class _Composer(Composer):
+    """Refuses aliases, a few lines of which stand for billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "an alias (*) is not read here", mark)
+        if self.parser.check_event(AliasEvent):
+            mark = self.parser.peek_event().start_mark
+            raise ComposerError(None, None, "an alias (*) is not read here", mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+
+class _Constructor(SafeConstructor):
+    """Refuses a key that stands twice, and merges, which give one twice without a word."""
+
+    def flatten_mapping(self, node: Any) -> None:
         for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {shown(key)} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                problem = "a merge (<<) is not read here"
+                raise ConstructorError(None, None, problem, key_node.start_mark)
+        super().flatten_mapping(node)
 
-
-_Loader.yaml_implicit_resolvers = {
-    # without the merge key <<, which gives a key twice
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# https://yaml.org/spec/1.2.2/#1032-tag-resolution
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$"
-        r"|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+    def check_mapping_key(
+        self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any
+    ) -> bool:
+        if key in mapping:
+            problem = f"key {shown(key)} stands twice"
+            raise ConstructorError(None, None, problem, key_node.start_mark)
+        return True
 
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:
@@ -67,9 +61,10 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{path}: over {MAX_CHARACTERS} characters, wanted a few lines")
     try:
-        # _Loader is a SafeLoader: plain data only
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except Exception as error:  # PyYAML lets pass what its constructors run into: KeyError, ...
+        yaml = YAML(typ="safe", pure=True)  # as DVC's, YAML 1.2
+        yaml.Composer, yaml.Constructor = _Composer, _Constructor
+        values = yaml.load(text)
+    except Exception as error:  # it lets pass what its constructors run into: KeyError, ...
         raise InputError(f"{path}: not valid YAML: {_problem(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: got {type(values).__name__}, wanted lines of 'key: value'")
@@ -77,7 +72,7 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
 
 
 def _problem(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     if mark is None:
         return " ".join(str(error).split())
     return f"line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """params.yaml: what is read, and what is refused in one line."""
 
 import re
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from simple_llama.errors import InputError
 from simple_llama.params import PIPELINE, Params, TrainParams
+from simple_llama.strict_yaml import read_mapping
 from tests.support.project import COMMITTED, with_value
 
 
@@ -27,6 +29,28 @@ def test_floats_as_dvc_and_people_write_them(written: str, value: float, tmp_pat
     params = Params(with_value(tmp_path, "max_lr", written)).section(TrainParams)
     assert params.max_lr == value
     assert type(params.max_lr) is float
+
+
+@given(
+    st.sampled_from(["", "-", "+", "0", "1", "'"]),
+    st.sampled_from(["yes", "on", "017", "0o17", "0x1f", "1:30", "1_000", "1e3", "1.", "~", "Null"])
+    | st.text(alphabet="0123456789eE.+-_:xo", min_size=1, max_size=8),
+)
+def test_a_value_is_what_dvc_takes_it_for(sign: str, word: str) -> None:
+    """YAML 1.1 has octal 017, sexagesimal 1:30, and yes for true."""
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    text = f"a: {sign}{word}\n"
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        try:
+            theirs = parse_yaml(text, "x")
+        except (YAMLFileCorruptedError, ValueError):
+            with pytest.raises(InputError):
+                read_mapping(file.name)
+        else:
+            assert repr(read_mapping(file.name)) == repr(theirs)
 
 
 def test_a_learning_rate_of_1e_5_alone_is_valid(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
+from wcwidth import wcswidth
+
 BIDI = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
 """Marks that turn the direction of text around, and separators that break lines."""
 BETWEEN = " │ "
@@ -27,17 +29,6 @@ def _shown(character: str) -> str:
     return character
 
 
-def width(text: str) -> int:
-    """Columns that the text takes on a terminal."""
-    return len(text) if text.isascii() else sum(map(_cells, text))
-
-
-def _cells(character: str) -> int:
-    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def wrap(text: str, columns: int) -> list[str]:
     """Lines of at most so many columns, broken between words, or within one that is longer.
 
@@ -47,11 +38,11 @@ def wrap(text: str, columns: int) -> list[str]:
     for paragraph in text.expandtabs(4).split("\n"):
         line = ""
         for word in _words(paragraph):
-            if width(line + word.rstrip(" ")) > columns and line:
+            if wcswidth(line + word.rstrip(" ")) > columns and line:
                 lines.append(line.rstrip(" "))
                 line = ""
             for character in word:
-                if width(line + character) > columns:
+                if wcswidth(line + character) > columns:
                     if character != " ":
                         lines.append(line)
                         line = character
@@ -109,5 +100,5 @@ class Columns:
         self._out.flush()
 
     def _write(self, cells: Sequence[str], end: str) -> None:
-        padded = [cell + " " * (self._width - width(cell)) for cell in cells]
+        padded = [cell + " " * (self._width - wcswidth(cell)) for cell in cells]
         self._out.write("\r" + BETWEEN.join(padded) + end)

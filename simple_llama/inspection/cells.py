@@ -1,6 +1,5 @@
 """Token ids → what a person can read of them, one cell a token."""
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +95,4 @@ def visible(text: str) -> str:
     return "".join(
         character if character.isprintable() else MARKS.get(character, f"<U+{ord(character):04X}>")
         for character in text
-    )
-
-
-def columns(text: str) -> int:
-    """How wide a terminal shows it."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-        if not unicodedata.combining(character)
     )

@@ -8,7 +8,9 @@
 
 from collections.abc import Iterator
 
-from simple_llama.inspection.cells import Cell, columns, visible
+from wcwidth import wcswidth
+
+from simple_llama.inspection.cells import Cell, visible
 from simple_llama.inspection.selection import Inspection, Lost, Shown
 
 MARGIN = 8
@@ -52,10 +54,10 @@ def _token_lines(cells: list[Cell], width: int, colour: bool) -> Iterator[str]:
         texts, ids, marks, costs = [], [], [], []
         for cell in row:
             room = _room(cell)
-            gap = " " * (room - columns(cell.text))
+            gap = " " * (room - wcswidth(cell.text))
             texts.append(_styled(cell.text, _style(cell), colour) + gap)
             ids.append(_ids(cell).ljust(room))
-            marks.append(("^" * columns(cell.text) if cell.target else "").ljust(room))
+            marks.append(("^" * wcswidth(cell.text) if cell.target else "").ljust(room))
             costs.append(_cost(cell).ljust(room))
         yield f"{row[0].position:>{MARGIN - 2}}  {' '.join(texts)}".rstrip()
         yield _styled(f"{'':{MARGIN}}{' '.join(ids)}".rstrip(), SOFT, colour)
@@ -79,7 +81,7 @@ def _wrapped(cells: list[Cell], width: int) -> Iterator[list[Cell]]:
 
 
 def _room(cell: Cell) -> int:
-    return max(columns(cell.text), len(_ids(cell)), len(_cost(cell)))
+    return max(wcswidth(cell.text), len(_ids(cell)), len(_cost(cell)))
 
 
 def _cost(cell: Cell) -> str:

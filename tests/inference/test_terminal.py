@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wcwidth import wcswidth
 
-from simple_llama.inference.terminal import Columns, printable, width, wrap
+from simple_llama.inference.terminal import Columns, printable, wrap
 from tests.support.project import ROOT, Project
 
-WORDS = st.text(st.sampled_from("ab  \n\t漢é-"), max_size=60)
+PARTS = [*"ab  \n\t漢é-", "e\u0301", "👩\u200d🚀", "🇫🇷"]
+WORDS = st.lists(st.sampled_from(PARTS), max_size=60).map("".join)
 
 
 @given(st.text())
@@ -36,7 +38,7 @@ def test_lines_fit_and_only_the_last_one_changes_when_text_goes_on(
     text: str, more: str, columns: int
 ) -> None:
     lines = wrap(text, columns)
-    assert max(map(width, lines)) <= columns
+    assert max(map(wcswidth, lines)) <= columns
     assert wrap(text + more, columns)[: len(lines) - 1] == lines[:-1]
     assert "".join("".join(lines).split()) == "".join(text.split())
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wcwidth import wcswidth
 
 from simple_llama import cli
 from simple_llama.data.encoding import open_tokenizer, tokenize
@@ -20,7 +21,7 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.files import write_json
-from simple_llama.inspection.cells import Speller, columns, visible
+from simple_llama.inspection.cells import Speller, visible
 from simple_llama.inspection.inspect import inspect
 from simple_llama.inspection.losses import token_losses
 from simple_llama.inspection.selection import first_examples
@@ -95,7 +96,7 @@ def test_cells_are_the_tokens_and_their_texts_the_text(
 @given(st.text())
 def test_what_is_visible_is_one_printable_line(text: str) -> None:
     assert visible(text).isprintable()
-    assert columns(visible(text)) <= 2 * len(visible(text))
+    assert wcswidth(visible(text)) <= 2 * len(visible(text))
 
 
 def test_a_line_of_tokens_stands_above_its_ids_and_marks() -> None:
@@ -148,7 +149,7 @@ def _size() -> int:
 
 def test_lines_are_no_wider_than_the_terminal() -> None:
     for line in inspect("train", 5, None, None).splitlines():
-        assert columns(line) <= 90 or line.startswith(("raw.json[", "        {", "tokens"))
+        assert wcswidth(line) <= 90 or line.startswith(("raw.json[", "        {", "tokens"))
 
 
 def test_what_was_lost_is_counted_and_named() -> None:

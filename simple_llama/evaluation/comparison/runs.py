@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from simple_llama.errors import InputError
 
@@ -184,7 +185,7 @@ def _read(name: str, origin: str, files: Mapping[str, bytes]) -> Run:
     def parsed(file: str, parse: Callable[[bytes], Any]) -> Any:
         try:
             return parse(files[file]) if file in files else {}
-        except (ValueError, TypeError, RecursionError, csv.Error, yaml.YAMLError) as error:
+        except (ValueError, TypeError, RecursionError, csv.Error, YAMLError) as error:
             raise InputError(f"{name}: {file}: {error}") from None
 
     if "params.yaml" not in files:
@@ -217,8 +218,8 @@ def _json(content: bytes) -> dict[str, Any]:
 
 
 def _yaml(content: bytes) -> dict[str, Any]:
-    """Every scalar as the text that stands there: YAML 1.1 takes DVC's 1e-05 for a string."""
-    return _mapping(yaml.load(content, Loader=yaml.BaseLoader))  # noqa: S506
+    """Every scalar as the text that stands there."""
+    return _mapping(YAML(typ="base", pure=True).load(content))
 
 
 def _csv(content: bytes) -> list[dict[str, float]]:
