@@ -61,7 +61,7 @@ class Saver(Console):
         super().__init__(tokenizer.decode)
         self.folder = folder
 
-    def improved(self, step: int, model: Decoder) -> None:
+    def on_improvement(self, step: int, model: Decoder) -> None:
         save_model(model, BASE, self.folder)
 
 
