@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from simple_llama.errors import InputError
 
 HEAD_BYTES = 256
-"""How much of a file shows whether it is a placeholder."""
+"""Of a file's beginning, for describe_placeholder."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a pointer file begins (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
 HTML = (b"<!doctype html", b"<html")

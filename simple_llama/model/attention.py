@@ -159,7 +159,7 @@ class Attention(nn.Module):
         return torch.cat((rotate(turned, *rotary), kept), dim=-1)
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """In float32, where the weights are, then in their own type."""
+        """Normed in float32, the type of the norms' weights, and cast back."""
         return self.q_norm(q.float()).to(q.dtype), self.k_norm(k.float()).to(k.dtype)
 
 

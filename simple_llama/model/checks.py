@@ -30,14 +30,14 @@ def is_positive(value: Any) -> bool:
 
 
 def required_key(found: ConfigDict, key: str) -> Any:
-    """Raises InputError where it is missing."""
+    """Raises InputError where the key is missing."""
     if key not in found:
         raise InputError(f"missing {key!r}")
     return found[key]
 
 
 def positive_integer(found: ConfigDict, key: str) -> int:
-    """Raises InputError where it is none."""
+    """Raises InputError where the value is no positive integer."""
     value = found[key]
     if type(value) is not int or not 1 <= value < 2**31:
         raise InputError(f"{key}: got {value!r:.80}, wanted a positive integer")
@@ -45,7 +45,7 @@ def positive_integer(found: ConfigDict, key: str) -> int:
 
 
 def positive(found: ConfigDict, key: str) -> float:
-    """Raises InputError where it is no positive number."""
+    """Raises InputError where the value is no positive number."""
     value = found[key]
     if not is_positive(value):
         raise InputError(f"{key}: got {value!r:.80}, wanted a positive number")

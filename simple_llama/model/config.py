@@ -80,20 +80,20 @@ class ModelConfig:
     hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     """Of the MLP's gate."""
     rope_local_theta: float | None = None
-    """Base of the rotary frequencies in layers with a window, which no rope_scaling slows down;
-    None: they are as in the others."""
+    """Base of the rotary frequencies in layers with a window, which then have no rope_scaling;
+    None: as in the other layers."""
     attn_logit_softcapping: float | None = None
-    """Queries times keys s become cap * tanh(s / cap)."""
+    """Attention scores x become cap * tanh(x / cap)."""
     final_logit_softcapping: float | None = None
-    """So do logits."""
+    """Logits x become cap * tanh(x / cap)."""
     rotary_layers: tuple[bool, ...] | None = None
     """The layers whose queries and keys are rotated; None: all."""
     embedding_multiplier: float = 1.0
-    """Of embeddings."""
+    """What embeddings are multiplied by."""
     residual_multiplier: float = 1.0
-    """Of each branch that is added to the residual stream."""
+    """What a branch is multiplied by before it is added to the residual stream."""
     attention_multiplier: float | None = None
-    """Of queries times keys; None: 1 / sqrt(head_dim)."""
+    """What queries times keys are multiplied by; None: 1 / sqrt(head_dim)."""
     logits_scaling: float = 1.0
     """What logits are divided by."""
     fused_projections: bool = False

@@ -11,7 +11,8 @@ from simple_llama.errors import InputError
 from simple_llama.files import read_json
 from simple_llama.model.checks import required_key
 from simple_llama.model.config import ModelConfig
-from simple_llama.model.families import FAMILIES, LAYER_TYPE, LAYER_TYPES, SHARED, Family
+from simple_llama.model.families import FAMILIES, SHARED, Family
+from simple_llama.model.layer_types import LAYER_TYPE, LAYER_TYPES
 from simple_llama.model.rope_scaling import ROPE_TYPES, read_scaling
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -135,7 +135,7 @@ class Decoder(nn.Module):
 
     frequencies: Tensor
     local_frequencies: Tensor | None
-    """Of layers with a window, where they have their own."""
+    """Those of layers with a window, where they differ."""
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0, fused: bool = True) -> None:
         super().__init__()

@@ -8,6 +8,15 @@ from typing import Any
 from simple_llama.errors import InputError
 from simple_llama.model.checks import ConfigDict, positive_integer, required_key
 from simple_llama.model.config import MLA, MLAConfig, ModelConfig
+from simple_llama.model.layer_types import (
+    LAYER_TYPE,
+    LAYER_TYPES,
+    layer_count,
+    layer_flags,
+    read_qwen_windows,
+    read_windows,
+    write_windows,
+)
 
 SHARED = (
     "vocab_size",
@@ -23,7 +32,6 @@ SHARED = (
     "tie_word_embeddings",
 )
 """Fields of ModelConfig that every config.json has under the same name, and rope_scaling."""
-MAX_LAYERS = 10_000
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Where these are left out, `transformers` takes those of the family's first model, which may be
 beyond the vocabulary."""
@@ -43,8 +51,6 @@ MULTIPLIERS = (
     "attention_multiplier",
     "logits_scaling",
 )
-LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
-LAYER_TYPE = {slides: name for name, slides in LAYER_TYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,83 +85,25 @@ class Family:
     """The keys that `read` computes them from."""
 
 
-def _flags(found: ConfigDict, key: str, kinds: Mapping[Any, bool]) -> tuple[bool, ...] | None:
-    """One of each layer, from a list of at least as many kinds; None where there is none.
-
-    Raises InputError."""
-    layers, listed = _layers(found), found.get(key)
-    if listed is None:
-        return None
-    if not isinstance(listed, list) or len(listed) < layers:
-        raise InputError(f"{key}: got {listed!r:.80}, wanted a list of {layers}, one a layer")
-    for kind in listed:
-        if not isinstance(kind, str | int) or kind not in kinds:
-            wanted = " or ".join(repr(value) for value in kinds)
-            raise InputError(f"{key}: {kind!r:.80} is not supported, wanted {wanted}")
-    return tuple(kinds[kind] for kind in listed[:layers])
-
-
-def _layers(found: ConfigDict) -> int:
-    """Their number, checked before a list of that length is made."""
-    layers = required_key(found, "num_hidden_layers")
-    if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
-        raise InputError(
-            f"num_hidden_layers: got {layers!r:.80}, wanted a positive integer up to {MAX_LAYERS}"
-        )
-    return layers
-
-
-def _windows(found: ConfigDict, sliding: Callable[[int], bool]) -> dict[str, Any]:
-    """The window of the layers that layer_types names; where it is left out, that are sliding."""
-    window = found.get("sliding_window", 4096) if found.get("use_sliding_window") else None
-    flags = _flags(found, "layer_types", LAYER_TYPES)
-    if window is None:
-        if flags is not None and any(flags):
-            raise InputError("layer_types: got 'sliding_attention', wanted a sliding_window")
-        return {}
-    flags = flags or tuple(sliding(layer) for layer in range(_layers(found)))
-    return {"sliding_window": window, "sliding_layers": flags} if any(flags) else {}
-
-
-def _layers_from_on(found: ConfigDict) -> dict[str, Any]:
-    """Qwen's windows: from one layer on."""
-    first = found["max_window_layers"]
-    if type(first) is not int:
-        raise InputError(f"max_window_layers: got {first!r:.80}, wanted an integer")
-    return _windows(found, lambda layer: layer >= first)
-
-
-def _window_keys(config: ModelConfig) -> dict[str, Any]:
-    if config.sliding_window is None:
-        return {"use_sliding_window": False}
-    slides = [config.window(layer) is not None for layer in range(config.num_hidden_layers)]
-    return {
-        "use_sliding_window": True,
-        "sliding_window": config.sliding_window,
-        "max_window_layers": slides.index(True),  # what is read where layer_types is not known
-        "layer_types": [LAYER_TYPE[flag] for flag in slides],
-    }
-
-
 def _smollm3(found: ConfigDict) -> dict[str, Any]:
     """Each layer but every n-th knows positions; that one may have a window."""
-    flags = _flags(found, "no_rope_layers", {1: True, 0: False})
+    flags = layer_flags(found, "no_rope_layers", {1: True, 0: False})
     if flags is None:
         every = positive_integer(found, "no_rope_layer_interval")
-        flags = tuple(layer % every != 0 for layer in range(1, _layers(found) + 1))
+        flags = tuple(layer % every != 0 for layer in range(1, layer_count(found) + 1))
     rotary = flags
-    windows = _windows(found, lambda layer: not rotary[layer])
+    windows = read_windows(found, lambda layer: not rotary[layer])
     return {"rotary_layers": None if all(rotary) else rotary, **windows}
 
 
 def _gemma(found: ConfigDict, every: int = 2) -> dict[str, Any]:
     """Scaled embeddings and scores; each layer but every n-th has a window."""
-    flags = _flags(found, "layer_types", LAYER_TYPES)
+    flags = layer_flags(found, "layer_types", LAYER_TYPES)
     return {
         "embedding_multiplier": found["hidden_size"] ** 0.5,
         "attention_multiplier": positive_integer(found, "query_pre_attn_scalar") ** -0.5,
         "sliding_window": positive_integer(found, "sliding_window"),
-        "sliding_layers": flags or tuple(n % every != 0 for n in range(1, _layers(found) + 1)),
+        "sliding_layers": flags or tuple(n % every != 0 for n in range(1, layer_count(found) + 1)),
     }
 
 
@@ -203,15 +151,11 @@ FAMILIES = {
     ),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
-        absent={
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 32,
-            "max_window_layers": 28,
-        },
+        absent=QWEN,
         fixed={"attention_bias": True, "o_proj_bias": False},
         layer_types=True,
-        read=_layers_from_on,
-        write=_window_keys,
+        read=read_qwen_windows,
+        write=write_windows,
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
@@ -219,8 +163,8 @@ FAMILIES = {
         fixed={"qk_norm": "head"},
         keys=("attention_bias",),
         layer_types=True,
-        read=_layers_from_on,
-        write=_window_keys,
+        read=read_qwen_windows,
+        write=write_windows,
     ),
     "smollm3": Family(
         architecture="SmolLM3ForCausalLM",
@@ -237,7 +181,7 @@ FAMILIES = {
         read=_smollm3,
         write=lambda config: {
             "no_rope_layers": [int(config.uses_rope(n)) for n in range(config.num_hidden_layers)],
-            **_window_keys(config),
+            **write_windows(config),
         },
     ),
     "granite": Family(

@@ -1,4 +1,5 @@
-"""Models in and out: a folder in Hugging Face's layout, or a SimpleLLaMA .pth to start from."""
+"""Reading a model from a folder in Hugging Face's layout or a SimpleLLaMA .pth; writing the
+former."""
 
 import json
 import re
@@ -120,8 +121,8 @@ def _projections(model: Decoder) -> dict[str, nn.Linear | NF4Linear]:
 
 
 def check_weights(path: str | Path) -> None:
-    """Hold the headers of a model's weights against its config; values are not read, but where
-    two matrices may be tied.
+    """Compare the headers of a model's weights with its config; values are read only where two
+    matrices may be tied.
 
     Raises InputError as load_model does.
     """
@@ -134,7 +135,7 @@ def check_weights(path: str | Path) -> None:
 def check_token_rows(
     path: str | Path, trained_vocab_size: int, control_ids: Mapping[str, int]
 ) -> None:
-    """That a base was trained with all control tokens, by name: adapters learn no embeddings.
+    """Check that a base was trained with all control tokens, for adapters train no embeddings.
 
     trained_vocab_size: of the tokenizer that it came with.
 
@@ -154,7 +155,7 @@ def check_token_rows(
 
 
 def _read_checkpoint(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
-    """Its shape, and the tensors that are parameters."""
+    """The config, and the tensors that are parameters."""
     if is_pth(path):
         config, tensors = read_pth(path)
     else:
@@ -170,9 +171,9 @@ def _read_checkpoint(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
 def _as_tied(
     config: ModelConfig, tensors: list[StoredTensor]
 ) -> tuple[ModelConfig, list[StoredTensor]]:
-    """The output projection of a tied model, where one is stored, as `transformers` 5 has it
-    (PreTrainedModel.tie_weights): another than the embedding is not tied to it, and without an
-    embedding it is that too."""
+    """Treat a stored output projection of a tied model as `transformers` 5 does
+    (PreTrainedModel.tie_weights): where it differs from the embedding the two are not tied; where
+    no embedding is stored, it is the embedding too."""
     stored = {tensor.parameter: tensor for tensor in tensors}
     if not config.tie_word_embeddings or HEAD not in stored:
         return config, tensors
@@ -185,7 +186,7 @@ def _as_tied(
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """The shape of the model in a folder or .pth, none of its weights read."""
+    """The config of the model in a folder or .pth; no weights are read."""
     path = Path(path)
     return read_pth(path)[0] if is_pth(path) else read_config(path / "config.json")
 
@@ -197,8 +198,8 @@ def _take_memory(
     *,
     sharded: bool,
 ) -> None:
-    """Put memory in the place of weightless parameters, and the buffers on the device; what was
-    tied stays tied. Modules `without` get none for their weight.
+    """Give parameters on the meta device memory on this one, and move the buffers; tied parameters
+    stay tied. Modules `without` get none for their weight.
 
     nn.Module.to_empty would do it but imports half of PyTorch's compiler for it: 1.2 seconds.
     """
@@ -220,7 +221,8 @@ def _take_memory(
 
 
 def _check_layers(path: Path, tensors: Sequence[StoredTensor], config: ModelConfig) -> None:
-    """Before the layers are made, be they weightless: each takes time and memory of its own."""
+    """Check their number before they are made: even on the meta device each takes time and
+    memory."""
     layers = {
         match[1] for tensor in tensors if (match := re.match(r"layers\.(\d+)\.", tensor.parameter))
     }
@@ -248,8 +250,8 @@ def _check_dtypes(path: Path, tensors: Sequence[StoredTensor]) -> None:
 def _check_tensors(
     path: Path, tensors: Sequence[StoredTensor], model: Decoder, vocab_size: int
 ) -> None:
-    """Each parameter has one of its shape, but for the rows that a vocabulary above the stored
-    vocab_size adds."""
+    """Each parameter needs a tensor of its shape, except for rows of ids beyond the stored
+    vocab_size."""
     waiting = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     for name in waiting.keys() & {EMBEDDING, HEAD}:
         waiting[name][0] = vocab_size
@@ -272,12 +274,12 @@ def _check_tensors(
 def check_fits(
     path: str | Path, vocab_size: int, max_seq_len: int, *, added_tokens: int = 0
 ) -> ModelConfig:
-    """The config of a base model that a tokenizer of vocab_size ids, the last added_tokens of
-    which this project gave it, and examples of up to max_seq_len tokens can use.
+    """Check that a base model fits a tokenizer of vocab_size ids, the last added_tokens of which
+    this project added, and examples of up to max_seq_len tokens; returns its config.
 
-    Says so where the vocabulary grows for added tokens (load_model does it), and warns where
-    positions go beyond those of pretraining. Raises InputError where there are no weights,
-    other ids would have no embedding, or examples may be longer than can be computed.
+    Prints where load_model will grow the vocabulary for added tokens, and warns where positions go
+    beyond those of pretraining. Raises InputError where there are no weights, other ids would have
+    no embedding, or examples may be longer than can be computed.
     """
     weight_files(path)
     config = load_config(path)
@@ -315,10 +317,11 @@ def save_model(
     finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the folder whole or not at all: weights, config, and the tokenizer files of the folder
-    `tokenizer` beside them; `finish` may change them before they stand. Of a sharded model, one
-    parameter after the other is gathered, for which the other ranks call `gather_full_tensors`.
+    `tokenizer` beside them; `finish` may change them before the folder gets its name. The
+    parameters of a sharded model are gathered one by one, for which the other ranks call
+    gather_full_tensors.
 
-    Raises InputError where a weight is no number of the dtype, or the disk refuses.
+    Raises InputError where the dtype cannot hold a weight, or the disk refuses.
     """
     state = _converted(_state(model), dtype)
     with atomic_path(folder) as temporary:
@@ -358,8 +361,8 @@ def _converted(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def _special_ids(tokenizer: Path) -> dict[str, int | list[int]]:
-    """bos, eos and pad ids, which generation needs, of a tokenizer folder: those it has, eos ids
-    of its generation_config.json among them."""
+    """The bos, eos and pad ids that a tokenizer folder has, for generation; the eos ids of its
+    generation_config.json are among them."""
     settings = read_settings(tokenizer)
     added = read_json(tokenizer / "tokenizer.json")["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}

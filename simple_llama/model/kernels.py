@@ -172,13 +172,13 @@ class _Block:
     begin: int
     """Where the example begins."""
     place: int
-    """Where its queries do."""
+    """Where its queries begin."""
     count: int
     size: int
     """count, rounded up to a multiple of BLOCK_MULTIPLE. What is added may be of the next example,
     and is left out of the result."""
     first: bool
-    """Of its example, and the one with the most keys."""
+    """Whether it is the first of its example to be computed: the one with the most keys."""
 
     @property
     def queries(self) -> tuple[slice, ...]:
@@ -232,8 +232,8 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The gradient, softmax less one-hot, is computed beside the loss: they share exponentials. It
-    takes the place of the logits, which nothing else needs."""
+    """The gradient, softmax minus one-hot, is computed with the loss, for they share exponentials.
+    It overwrites the logits, which nothing else needs."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:

@@ -34,11 +34,11 @@ class LoraConfig:
 
     rank: int
     alpha: float
-    """The product counts alpha / rank times."""
+    """The product is multiplied by alpha / rank."""
     dropout: float
-    """Of what A sees."""
+    """Of the input of A."""
     targets: tuple[str, ...]
-    """The names of the projections that have one, in every layer."""
+    """The names of the projections that have an adapter, in every layer."""
 
 
 class LoraLinear(nn.Module):
@@ -71,8 +71,7 @@ def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
     uniform up to 1 / sqrt(in), B zero.
 
     Raises InputError where the rank is more than that of a target, where the model has no such
-    target, and for latent attention, whose
-    adapters nothing else could load.
+    target, and for latent attention: nothing else could load its adapters.
     """
     if model.config.mla:
         raise InputError(f"lora_rank: got {lora.rank}, wanted 0 for a model with latent attention")
@@ -110,7 +109,7 @@ def keep_frozen_in_bf16(model: Decoder) -> None:
 
 
 def merge_adapters(model: Decoder) -> None:
-    """Leave plain projections that compute the same; one after the other, in place."""
+    """Merge all adapters in place, one projection after the other."""
     for parent in list(model.layers.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoraLinear):
@@ -118,7 +117,7 @@ def merge_adapters(model: Decoder) -> None:
 
 
 def _projections(layers: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | NF4Linear]]:
-    """Those of layers without adapters, each with the module that it is an attribute of."""
+    """The projections in these layers, each with the module that it is an attribute of."""
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear | NF4Linear):

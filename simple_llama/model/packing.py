@@ -17,7 +17,7 @@ MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
 """What PyTorch's variable-length attention takes."""
 HAS_ENABLE_GQA = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 12]
-"""Since this version PyTorch's variable-length attention has to be told of grouped queries."""
+"""From PyTorch 2.12 on its variable-length attention has to be told of grouped queries."""
 
 
 @dataclass(frozen=True)

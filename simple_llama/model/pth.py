@@ -93,13 +93,13 @@ def read_pth(path: Path) -> tuple[ModelConfig, list[StoredTensor]]:
 
 
 def _short(error: Exception) -> str:
-    """What it says, which may quote a name of any length."""
+    """Its message, cut short: it may quote a name of any length."""
     return str(error)[:300]
 
 
 class _Storage(NamedTuple):
-    """An entry of the archive that holds numbers. A tuple, here and below, because of all else a
-    pickle could change the attributes."""
+    """An entry of the archive that holds numbers. This and _Entry are tuples: a pickle could change
+    the attributes of other objects."""
 
     entry: str
     kind: str
@@ -197,7 +197,7 @@ def _check_memo(data: bytes) -> None:
 def _rebuild(
     storage: _Storage, offset: int, shape: Sequence[int], stride: Sequence[int], *_: Any
 ) -> _Entry:
-    """What torch's function of this name makes a tensor of."""
+    """Called for torch._utils._rebuild_tensor_v2: an _Entry in place of its tensor."""
     if not isinstance(storage, _Storage):
         raise InputError("a tensor without a storage")
     entry, kind, elements = storage

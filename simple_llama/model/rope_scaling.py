@@ -83,7 +83,7 @@ class YaRN:
     beta_slow: float
     """... and those of fewer turns than this are slow."""
     truncate: bool
-    """Whether the pairs between which they are mixed are whole numbers."""
+    """Whether the range of pairs that are mixed is rounded to whole pairs."""
     attention_factor: float
     """What cos and sin are multiplied by."""
 
@@ -152,7 +152,7 @@ def read_scaling(kind: str | None, rope: ConfigDict, found: ConfigDict) -> RopeS
 
 
 def _of_longrope(factor: float, original: int) -> float:
-    """The attention_factor that is not said."""
+    """The attention_factor where config.json has none."""
     if factor <= 1:
         return 1.0
     if original < 2:
@@ -161,7 +161,7 @@ def _of_longrope(factor: float, original: int) -> float:
 
 
 def _of_yarn(factor: float, rope: ConfigDict) -> float:
-    """The attention_factor that is not said."""
+    """The attention_factor where config.json has none."""
 
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

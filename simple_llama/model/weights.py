@@ -40,7 +40,7 @@ class StoredTensor:
     name: str
     """What its file calls it."""
     parameter: str
-    """Of the decoder."""
+    """What the decoder calls it."""
     shape: list[int]
     dtype: str
     """As safetensors writes it: F32, BF16, ..."""

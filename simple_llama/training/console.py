@@ -13,7 +13,7 @@ from simple_llama.training.preflight import Preflight
 from simple_llama.training.state import Progress, Snapshot, StepRecord
 
 LINE_SECONDS = 10.0
-"""Between two lines where there is no terminal."""
+"""Seconds between two lines of progress where there is no terminal."""
 
 STARTED_LINE = re.compile(r"training: .* (?P<steps_an_epoch>[\d,]+) steps an epoch")
 VALIDATED_LINE = re.compile(r"step (?P<step>[\d,]+): validation loss (?P<loss>[\d.]+) over all ")

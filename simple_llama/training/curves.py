@@ -10,7 +10,7 @@ COLUMNS = {
     "interval": ("step", "loss", "timestamp"),
     "train": ("step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "timestamp"),
 }
-"""Of each curve; timestamp in milliseconds since 1970."""
+"""The columns of each curve; timestamp in milliseconds since 1970."""
 _NOT_WRITTEN = ("tokens_per_second", "timestamp")
 
 
@@ -33,7 +33,7 @@ class Curves:
         return {name: [list(row.values()) for row in rows] for name, rows in self.rows.items()}
 
     def write(self, folder: Path) -> None:
-        """As CSV files, without what differs from one run to the next."""
+        """Write CSV files, without the columns that differ when a training is repeated."""
         for name, columns in COLUMNS.items():
             kept = [column for column in columns if column not in _NOT_WRITTEN]
             write_csv(folder / f"{name}.csv", self.rows[name], kept)

@@ -22,12 +22,12 @@ _FAILED, _TRACEBACK, _TERMINATED, _FIRST_KNOWS = "failed", "traceback", "termina
 
 
 class RankFailed(InputError):
-    """Another rank failed, or is gone; the message is its own."""
+    """Another rank failed, or is gone; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankProcess:
-    """A rank's process: enough to tell whether it lives, for those on the same machine."""
+    """A rank's process, so that ranks on the same machine can tell whether it still runs."""
 
     rank: int
     host: str

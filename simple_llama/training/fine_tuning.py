@@ -33,21 +33,21 @@ ADAPTER = Path("models/adapter")
 
 
 class FineTuning(Protocol):
-    """A way to train a model."""
+    """What is trained of a model, and how it becomes the outs of train."""
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
-        """Leave gradients to what is trained."""
+        """Add what is trained, if it is added, and freeze the rest."""
 
     def save(self, model: Decoder, folder: Path) -> None:
-        """Keep what is trained."""
+        """Write what is trained, so that `publish` can read it."""
 
     def publish(self, kept: ResumeFolder, best_step: int, ids: Tensor) -> dict[str, str]:
-        """Write models/: the best, and those kept at epoch ends. Returns what it measured on
-        `ids` (B, T), for the run's tags."""
+        """Write models/: the best model, and those kept at epoch ends. Returns tags for the run,
+        measured on ids (B, T)."""
 
 
 def fine_tuning_method(params: TrainParams, base: str, tokenizer: Path) -> FineTuning:
-    """The way that params name."""
+    """LoRA where lora_rank is not 0."""
     return (
         LoraFineTuning(params, base, tokenizer) if params.lora_rank else FullFineTuning(tokenizer)
     )
@@ -60,7 +60,8 @@ class FullFineTuning:
         self.tokenizer = tokenizer
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
-        """Raises InputError where the device does not compute in bfloat16, nor then hold in it."""
+        """Raises InputError where weights are to be held in bfloat16 and the device does not
+        compute in it."""
         if params.weights == "bf16":
             device = model.embed_tokens.weight.device
             if not uses_bf16(device, params.precision):
@@ -143,8 +144,8 @@ def _empty(*folders: Path) -> None:
 
 
 def persistent_path(path: str | Path) -> Path:
-    """A path of this checkout, absolute; from within one of DVC's temporary copies, which are
-    removed, that of the main repository."""
+    """An absolute path; where this is one of DVC's temporary copies, which are removed, that of the
+    main repository."""
     here, root = Path.cwd().resolve(), main_root()
     if not here.is_relative_to(root / ".dvc/tmp/exps"):
         return here / path

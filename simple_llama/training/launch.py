@@ -1,7 +1,7 @@
-"""A stage on one device, in this process; on several, in one process for each by torchrun.
+"""Run a stage on one device in this process, or on several by torchrun, in a process for each.
 
-On several machines each is started with torchrun's own settings, PET_NNODES and the like
-(https://docs.pytorch.org/docs/stable/elastic/run.html), or all by torchrun itself.
+On several machines the stage is started on each, with torchrun's settings as variables, PET_NNODES
+and the like (https://docs.pytorch.org/docs/stable/elastic/run.html), or by torchrun itself.
 """
 
 import logging
@@ -25,8 +25,8 @@ StageWork = Callable[[torch.device, Ranks, Params], None]
 
 
 def run_stage(module: str, owner: type[ExecutionParams], work: StageWork) -> None:
-    """The main() of a stage that computes on devices: read params.yaml, call `work` as
-    run_on_devices does by the values of `owner`, and end on a user's mistake in one line."""
+    """The main() of a stage that computes on devices: read params.yaml, run `work` on the devices
+    that the values of `owner` name, and end on a user's mistake in one line."""
     with one_line_errors():
         params = Params()
         run_on_devices(

@@ -12,23 +12,16 @@ import torch
 
 from simple_llama.data.batches import Indices, Plan, evenly_spaced, split_prompt_and_reply
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import autocast, free_memory
+from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
-from simple_llama.model.quantisation import held_bytes
-from simple_llama.model.sharding import full_tensor, reshard, to_local
+from simple_llama.model.sharding import full_tensor, reshard
 from simple_llama.params import TrainParams
+from simple_llama.training.auto_params import decide_auto_params
 from simple_llama.training.callback import Callback
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.gradients import GradientAccumulator
 from simple_llama.training.loss import Scores, score
 from simple_llama.training.optimizer import AdamW, learning_rate, trainable_parameters, warmup_steps
-from simple_llama.training.preflight import (
-    Preflight,
-    compilation_pays,
-    fitting_tokens,
-    longest_step,
-    preflight,
-)
 from simple_llama.training.state import (
     Diverged,
     Progress,
@@ -66,7 +59,8 @@ def train(
 def plan_training(examples: int, params: TrainParams) -> Plan:
     """The steps of a training on so many examples.
 
-    Raises InputError where the warmup would not end within them, without a limit.
+    Raises InputError where the warmup is longer, unless max_steps or max_train_examples cut it
+    short.
     """
     plan = Plan(
         num_examples=min(examples, params.max_train_examples or examples),
@@ -107,7 +101,7 @@ class Trainer:
         self.callback.on_train_begin(plan, progress)
         self.model.train()
         if not self._is_over():
-            self._preflight()
+            self.callback.on_preflight(decide_auto_params(self.gradients, self.optimizer, plan))
         if params.lora_base == "nf4" and progress.step == 0:
             self._score_base()
         if params.eval_interval and progress.step == 0:
@@ -151,64 +145,6 @@ class Trainer:
         patience = self.params.early_stopping_patience
         stopped = 0 < patience <= self.progress.epochs_without_better
         return stopped or self.progress.step >= self.plan.steps
-
-    def _preflight(self) -> None:
-        """Compute the longest step once, without an update, so that what fails fails now. What it
-        takes decides the params that are auto, before the first step."""
-        params, progress = self.params, self.progress
-        examples = self.plan.examples_at(longest_step(self.plan, self.data.train.lengths))
-        chosen = params.enable_compilation
-        if progress.compiled if chosen == "auto" else chosen:
-            self.gradients.compile(examples)
-        result = self._longest(examples)
-        if params.micro_batch_tokens == "auto" and progress.step == 0 and not params.deterministic:
-            fitting = min(self.ranks.all_gather(self._fitting_tokens(examples, result)))
-            if fitting > progress.micro_batch_tokens:
-                progress.micro_batch_tokens = fitting
-                result = self._longest(examples)
-        if chosen == "auto" and progress.compiled is None:
-            pays = compilation_pays(self.device, result.seconds_left) and not params.deterministic
-            if self.ranks.broadcast(pays):
-                self.gradients.compile(examples)
-                result = self._longest(examples)
-            progress.compiled = self.gradients.compiled
-        self.callback.on_preflight(result)
-
-    def _longest(self, examples: Indices) -> Preflight:
-        """What the longest step, of these examples, takes."""
-
-        def compute() -> int:
-            self.gradients.compute(examples, 0)[0].item()  # wait for it
-            return self.progress.micro_batch_tokens
-
-        result = preflight(
-            self.model,
-            self.optimizer,
-            compute,
-            packed=self.gradients.packing,
-            compiled=self.gradients.compiled,
-            plan=self.plan,
-            lengths=self.data.train.lengths,
-            steps_left=self.plan.steps - self.progress.step,
-            single_process=self.ranks.world_size == 1,
-        )
-        self.optimizer.zero_grad()
-        return result
-
-    def _fitting_tokens(self, examples: Indices, result: Preflight) -> int:
-        """What micro_batch_tokens: auto stands for on this rank's device."""
-        free = free_memory(self.device)
-        if free is None:
-            return self.progress.micro_batch_tokens
-        weights = held_bytes(self.model)
-        trained = sum(to_local(p).nbytes for p in self.optimizer.weights.values())
-        batches = self.gradients.batches(examples, self.ranks)
-        return fitting_tokens(
-            max([batch.ids.numel() for batch in batches], default=1),
-            peak=result.peak_memory,
-            held=weights + trained + self.optimizer.state_bytes,  # weights, gradients, moments
-            room=free + weights,
-        )
 
     def step(self) -> None:
         """One optimizer step over all its micro-batches."""

@@ -62,8 +62,8 @@ def preflight(
     single_process: bool,
 ) -> Preflight:
     """Measure `gradients`, which computes those of the longest step and gives the
-    micro_batch_tokens that it needed; the optimizer's memory is reserved meanwhile. alone: no other
-    rank computes with this one.
+    micro_batch_tokens that it needed; the optimizer's memory is reserved meanwhile. single_process:
+    no other rank computes with this one.
 
     It is computed twice: the first time includes what happens once only, such as allocations.
     """

@@ -33,7 +33,7 @@ above metrics without one: the curves stand above the scores."""
 
 
 class Tracker(Protocol):
-    """What a Recorder tells of the training; a tracking.Run is one."""
+    """Where a Recorder sends metrics, tags and samples, such as a tracking.Run."""
 
     def log(
         self, step: int, metrics: Mapping[str, float], timestamp: int | None = None

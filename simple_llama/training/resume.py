@@ -2,11 +2,11 @@
 
     <main root>/.resume/<key>/
         start.json             its MLflow run, ranks and threads, from before the first step on
-        state.json             step, progress and what else is below; written last, so it decides
-        state-120.safetensors  weights and AdamW's moments after step 120; state-120/ of ranks
+        state.json             step, progress, digests of what counts below; written last
+        state-120.safetensors  weights and AdamW's moments after step 120; several ranks: state-120/
         best-96/               the best model so far, a model folder or an adapter's
         epoch-02/              kept by ckpt_epochs
-        published              the MLflow run, once all the stage's outs stand
+        published              the MLflow run, once all outs are written
 
 The key is a hash of all that the result depends on (see `inputs`), so no other training can ever
 continue from it.

@@ -43,7 +43,10 @@ def read_snapshot(progress: Progress, path: Path, ranks: Ranks) -> Snapshot:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, ranks: Ranks) -> None:
-    """A file, or, by all ranks together, a folder. Raises OSError where the disk refuses."""
+    """Write a safetensors file; several ranks write a folder together.
+
+    Raises OSError where the disk refuses.
+    """
     if ranks.world_size > 1:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save

@@ -15,7 +15,7 @@ from simple_llama.evaluation import metrics
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, is_deterministic, use_deterministic_algorithms
 from simple_llama.params import AUTO_TOKENS, EvaluateParams, Params
-from simple_llama.training import gradients, loop, preflight
+from simple_llama.training import auto_params, gradients, preflight
 from simple_llama.training.console import describe_micro_batches
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.launch import run_on_devices
@@ -93,7 +93,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     # without the moments, which the process of a CPU has not touched yet
     held = 2 * sum(p.nbytes for p in new_model().parameters())
     monkeypatch.setattr(gradients, "summed_loss", counted)
-    monkeypatch.setattr(loop, "free_memory", lambda device: has["free"])
+    monkeypatch.setattr(auto_params, "free_memory", lambda device: has["free"])
     monkeypatch.setattr(
         preflight, "peak_memory", lambda device: held + has["largest"] * has["a token"]
     )
@@ -121,11 +121,11 @@ def test_memory_decides_once(device: dict[str, int], monkeypatch: pytest.MonkeyP
 def test_a_training_that_pays_is_compiled_and_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **_: real(f, backend="eager", dynamic=True))
-    monkeypatch.setattr(loop, "compilation_pays", lambda device, seconds: seconds > 0)
+    monkeypatch.setattr(auto_params, "compilation_pays", lambda device, seconds: seconds > 0)
     settings, keeper = params(enable_compilation="auto"), Keeper()
     train(new_model(), data(), settings, keeper)
     assert keeper.preflight.compiled and keeper.kept.progress.compiled
-    monkeypatch.setattr(loop, "compilation_pays", lambda device, seconds: False)
+    monkeypatch.setattr(auto_params, "compilation_pays", lambda device, seconds: False)
     again = Listener()
     train(new_model(), data(), settings, again, keeper.kept)
     assert again.preflight.compiled, "decided before the first step"
@@ -135,7 +135,7 @@ def test_a_training_that_pays_is_compiled_and_stays_so(monkeypatch: pytest.Monke
 def test_deterministic_decides_nothing_by_measuring(
     device: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "compilation_pays", lambda device, seconds: True)
+    monkeypatch.setattr(auto_params, "compilation_pays", lambda device, seconds: True)
     settings = params(micro_batch_tokens="auto", enable_compilation="auto", deterministic=True)
     device["free"] = 10**9
     _, heard, _ = run(settings)
