@@ -76,7 +76,7 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
     """
     from tokenizers import Tokenizer
 
-    from simple_llama.data.workers import cores
+    from simple_llama.data.workers import available_cores
 
     messages = [list(as_messages(row)) for row in rows]
     batches = [messages[start : start + 1024] for start in range(0, len(messages), 1024)]
@@ -127,7 +127,7 @@ def compare(data: str, path: Path, rows: list[dict[str, Any]]) -> float:
     alone = [times[0] for times in seconds["one by one"]]
     ratios = [theirs / mine for theirs, mine in zip(alone, on_all_cores, strict=True)]
     print(
-        f"  ours in {cores()} processes: "
+        f"  ours in {available_cores()} processes: "
         f"{tokens / statistics.median(on_all_cores):,.0f} tok/s, {statistics.median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}) x one by one"
     )
@@ -144,10 +144,10 @@ def encoder(path: Path) -> Callable[[Any], Any]:
 
 def shared(path: Path, batches: list[Any]) -> float:
     """Seconds in which processes that have started, but seen no text, encode the batches."""
-    from simple_llama.data.workers import Workers, cores
+    from simple_llama.data.workers import Workers, available_cores
 
-    with Workers(partial(encoder, path), cores()) as workers:
-        list(workers.in_order([batches[0][:1]] * cores()))
+    with Workers(partial(encoder, path), available_cores()) as workers:
+        list(workers.in_order([batches[0][:1]] * available_cores()))
         begin = time.perf_counter()
         list(workers.in_order(batches))
         return time.perf_counter() - begin

@@ -5,9 +5,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from simple_llama.data.mixture import NAME as MIXTURE
+from simple_llama.data.mixture import MIXTURE_FILE
 from simple_llama.data.preparation import prepare
-from simple_llama.data.sources import others
+from simple_llama.data.sources import unread_files
 from simple_llama.errors import one_line_errors, printable
 from simple_llama.files import write_json
 from simple_llama.params import Params, PrepareParams
@@ -33,12 +33,12 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     rows = {name: report[name] for name in ("train", "val", "duplicates", "rejected")}
     rows |= {f"  {reason}": times for reason, times in report["rejected_by_reason"].items()}
     by_weight = {"left out": report["left_out"], "repeated": report["repeated"]}
-    rows |= {f"{what} by {MIXTURE}": times for what, times in by_weight.items() if times}
+    rows |= {f"{what} by {MIXTURE_FILE}": times for what, times in by_weight.items() if times}
     if report["untrained"]:
         rows["not to be trained"] = report["untrained"]
     if "preference" in report["files_by_format"]:
         lines.append("  of each preference pair the chosen side is trained")
-    if unread := [name for name in others(params.ft_json_path) if name != MIXTURE]:
+    if unread := [name for name in unread_files(params.ft_json_path) if name != MIXTURE_FILE]:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         lines.append(f"  files that are not read: {printable(', '.join(unread[:5]))}{more}")
     if dropped := report["dropped_keys"]:

@@ -1,1 +1,1 @@
-"""JSON to batches."""
+"""From files of conversations to micro-batches of token ids."""

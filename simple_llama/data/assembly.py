@@ -1,8 +1,8 @@
-"""The pieces of rendered conversations → token ids and loss masks.
+"""Turns the pieces of rendered conversations into token ids and loss masks.
 
-Control tokens come from ids, never from text. Each run of text between two of them is encoded on
-its own, as `transformers` does with a rendered prompt; a control token that stands in the data
-stays text here.
+Control tokens are inserted as ids and never come from text, so the name of a control token in the
+data stays text. Each run of text between two control tokens is encoded separately, as
+`transformers` does with a rendered prompt.
 
     <|im_start|>  user\\nquestion  <|im_end|>  \\n   <|im_start|>  assistant\\n  reply  <|im_end|>
        an id         a text         an id   a text    an id           a text          an id
@@ -20,26 +20,26 @@ from simple_llama.data.tokenizer import TextEncoder, special_ids
 from simple_llama.errors import InputError
 
 Encoded = tuple[NDArray[np.uint32], NDArray[np.bool_]]
-"""Token ids (T,) and, for each, whether it is a target of the loss (T,)."""
+"""Token ids (T,) and loss mask (T,): whether each token is a target of the loss."""
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """B examples end to end."""
+    """B examples, concatenated."""
 
     ids: NDArray[np.uint32]
     """(N,) token ids."""
     mask: NDArray[np.bool_]
-    """(N,): whether each is a target of the loss."""
+    """(N,) whether each token is a target of the loss."""
     lengths: NDArray[np.int64]
-    """(B,) tokens of each example."""
+    """(B,) number of tokens of each example."""
     rows: NDArray[np.int64]
-    """(B,) which of the conversations each is of; one may make several."""
+    """(B,) index of the conversation of each example; a conversation may make several."""
     refused: Mapping[int, str] = field(default_factory=dict)
-    """Conversation that cannot be written, and makes one that is empty → why."""
+    """Index of a conversation that the format cannot write → why. It makes one empty example."""
 
     def examples(self) -> list[Encoded]:
-        """Each on its own."""
+        """The examples, separately."""
         ends = np.cumsum(self.lengths).tolist()
         spans = [slice(start, end) for start, end in zip([0, *ends], ends)]
         return [(self.ids[span], self.mask[span]) for span in spans]
@@ -49,29 +49,29 @@ Text = tuple[str, bool]
 """A run of text, and whether it stands at the start of the conversation."""
 
 Run = tuple[int | Text, int]
-"""A control id and whether it is a target, 0 or 1; or a text and how many of its characters come
-before its target."""
+"""Either (id of a control token, whether it is a target: 0 or 1), or (text, number of characters
+before the part of it that is a target)."""
 
 TextIds = dict[Text, NDArray[np.uint32]]
 
 
 class Assembler:
-    """An encoder of text, and the ids of what stands between texts."""
+    """Joins encoded texts and the ids of control tokens."""
 
     def __init__(self, encoder: TextEncoder, ids: Mapping[str, int]) -> None:
-        """ids: of all control tokens, by name."""
+        """ids: name → id of all control tokens."""
         self._encoder, self._ids = encoder, ids
         self._control_ids = {one: np.array([one], np.uint32) for one in ids.values()}
         pad = encoder.id_of(encoder.pad)
         self.is_control = np.zeros(encoder.vocab_size, bool)
-        """(V,): whether an id is one that no text makes."""
+        """(V,) whether an id is of a control token, which no text may be encoded to."""
         self.is_control[[*ids.values(), pad, *special_ids(encoder.tokenizer)]] = True
         if encoder.unk is not None:
             self.is_control[encoder.id_of(encoder.unk)] = False
 
     def __call__(self, conversations: Sequence[list[list[Piece]] | Refusal]) -> EncodedBatch:
-        """Encode the examples of each conversation. Raises InputError where the tokenizer makes a
-        control token of a text."""
+        """Encode the examples of each conversation. Raises InputError where the tokenizer encodes
+        text to a control token."""
         refused = {
             row: one.reason for row, one in enumerate(conversations) if isinstance(one, Refusal)
         }
@@ -119,7 +119,7 @@ class Assembler:
         return EncodedBatch(flat_ids, flat_mask, np.array(lengths, np.int64), rows, refused)
 
     def _runs(self, pieces: Sequence[Piece]) -> list[Run]:
-        """The pieces, neighbouring texts joined."""
+        """The pieces, with adjacent texts joined."""
         runs: list[Run] = []
         text, before = "", 0
         for piece, target in pieces:
@@ -137,7 +137,7 @@ class Assembler:
         return runs
 
     def _encode_texts(self, conversations: list[list[Run]]) -> TextIds:
-        """The ids of each distinct text, and of what in it comes before a target."""
+        """The ids of each distinct text, and of the part of it before its target."""
         texts: dict[Text, None] = {}
         for runs in conversations:
             for run, before in runs:
@@ -164,9 +164,9 @@ class Assembler:
 
 
 def _prompt_length(run: Text, before: int, text_ids: TextIds) -> int | None:
-    """How many ids of a text come before its target; None where the tokenizer makes other ids of
-    the prompt when a reply follows: generation starts after the ids of the prompt alone, so
-    training must see the same."""
+    """How many ids of a text come before its target; None if the tokenizer gives the prompt other
+    ids when a reply follows. Generation continues the ids of the prompt alone, so in training the
+    reply must follow the same ids."""
     text, at_start = run
     if before == 0:
         return 0

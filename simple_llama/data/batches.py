@@ -35,15 +35,15 @@ def epoch_order(examples: int, seed: int, epoch: int) -> Indices:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The optimizer steps of a training: every example once per epoch, in steps of
-    `examples_per_step`, the last of an epoch possibly smaller."""
+    """The optimizer steps of a training. Each epoch has every example once, in steps of
+    `examples_per_step`; the last step of an epoch may be smaller."""
 
     num_examples: int
     examples_per_step: int
     seed: int
     epochs: int
     max_steps: int
-    """0: no limit."""
+    """0 means no limit."""
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -75,8 +75,10 @@ class Rank:
     forward pass gathers weights from all of them."""
 
     def assigned(self, groups: list[Indices], costs: Sequence[int]) -> list[Indices]:
-        """The groups that this rank computes: by falling cost, each group goes to the rank with the
-        least cost so far. Sharded, a rank with fewer groups than others gets empty ones besides.
+        """The groups that this rank computes.
+
+        In order of decreasing cost, each group goes to the rank with the lowest cost so far. If
+        weights are sharded, a rank with fewer groups than others also gets empty ones.
         """
         if self.world_size == 1:
             return groups
@@ -96,14 +98,14 @@ SINGLE_PROCESS = Rank()
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """E examples computed at once. B rows, T inputs each, S supervised targets in all.
+    """E examples computed at once: B rows of T inputs, S supervised targets in total.
 
         example   <SOT> ... <SOA> 4 2 <EOA>       mask    . ... . x x x
         inputs    <SOT> ... <SOA> 4 2             targets     4 2 <EOA>
         positions               ^ ^ ^             of the inputs that predict them
 
-    Either each example is a row, with padding on the right, where causal attention keeps it from
-    the real tokens; or they are packed end to end in one row, padded to a multiple of PAD_MULTIPLE.
+    Either each example is a row with padding on the right, which causal attention hides from its
+    tokens. Or the examples are packed end to end in one row, padded to a multiple of PAD_MULTIPLE.
     """
 
     ids: Tensor
@@ -111,16 +113,16 @@ class MicroBatch:
     positions: Tensor
     """(S,) int64: places in the flattened (B * T) inputs whose next token is supervised."""
     targets: Tensor
-    """(S,) int64: those next tokens."""
+    """(S,) int64: the next token at each position."""
     example_index: Indices
-    """(S,): the place of each target's example among `examples`."""
+    """(S,): index into `examples` of each target's example."""
     examples: Indices
-    """(E,): which examples these are."""
+    """(E,): indices of the examples in the split."""
     longest: int
-    """Inputs of the longest example; the padding of a packed row counts as one."""
+    """Number of inputs of the longest example; the padding of a packed row counts as an example."""
     offsets: Tensor | None
-    """(E + 2,) int32: where in the row each packed example and the padding begins, then T; None:
-    not packed."""
+    """(E + 2,) int32: where in the packed row each example and the padding begin, then T. None if
+    the examples are not packed."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return replace(
@@ -132,9 +134,12 @@ class MicroBatch:
         )
 
     def in_fixed_shape(self, examples: int, longest: int, pad_id: int) -> "MicroBatch":
-        """The same packed examples in one of few shapes: tokens and targets padded to a
-        `bucket_size`, the targets with IGNORE_INDEX; offsets as of `examples` examples, the empty
-        ones last. longest: the most tokens that an example may have."""
+        """The same packed examples in one of a few fixed shapes.
+
+        Tokens and targets are padded to a `bucket_size`, targets with IGNORE_INDEX. The offsets are
+        extended to `examples` examples by empty ones at the end. longest: the maximum number of
+        tokens of an example.
+        """
         assert self.offsets is not None, "packed"
         width, targets = bucket_size(self.ids.shape[1]), bucket_size(len(self.targets))
         more = targets - len(self.targets)
@@ -144,20 +149,21 @@ class MicroBatch:
             positions=F.pad(self.positions, (0, more)),
             targets=F.pad(self.targets, (0, more), value=IGNORE_INDEX),
             offsets=F.pad(self.offsets[:-1], (0, examples + 3 - len(self.offsets)), value=width),
-            # padding is an example too, of less than what rounding adds
+            # padding counts as an example too, shorter than what rounding adds
             longest=max(longest, width // 8 + PAD_MULTIPLE),
         )
 
 
 def bucket_size(count: int) -> int:
-    """`count` rounded up to a multiple of PAD_MULTIPLE and of an eighth of the power of two below:
-    at most an eighth more, and eight sizes between two powers of two."""
+    """`count` rounded up to a multiple of PAD_MULTIPLE and of 1/8 of the next lower power of two.
+
+    So there are eight sizes between two powers of two, and padding adds at most 1/8."""
     grain = max(PAD_MULTIPLE, (1 << max(1, count - 1).bit_length() >> 1) // 8)
     return max(1, -(-count // grain)) * grain
 
 
 def _copy_async(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting, which CUDA can do from pinned memory only."""
+    """Copy without waiting for the copy to end. CUDA can do so only from pinned memory."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -171,11 +177,12 @@ def batch_by_size(
     *,
     packing: bool = False,
 ) -> list[Indices]:
-    """Micro-batches of at most `max_tokens` tokens each, padding included, or a single example.
+    """Split examples into micro-batches of at most `max_tokens` tokens, padding included; a longer
+    example is a micro-batch of its own.
 
-    Examples are sorted by length, longest first: there is little padding, and where memory does not
-    suffice, the first micro-batch shows it. `lengths` are those of all examples; pad_to pads each
-    to that many tokens; packing pads none.
+    Examples are sorted by length, longest first. So there is little padding, and if memory does not
+    suffice, the first micro-batch fails. lengths: of all examples of the split. pad_to: pads each
+    example to that many tokens. packing: no example is padded.
     """
     order = examples[np.argsort(-lengths[examples], kind="stable")]
     ends = np.cumsum(lengths[order])
@@ -195,8 +202,8 @@ def batch_by_size(
 
 
 def balanced_max_tokens(lengths: Indices, max_tokens: int, pad_to: int | None, ranks: int) -> int:
-    """The largest limit, up to `max_tokens`, by which examples of these lengths become about
-    equally many and equally large micro-batches for each rank."""
+    """The largest limit, at most `max_tokens`, for which every rank gets about the same number of
+    micro-batches of about the same size from examples of these lengths."""
     if ranks == 1:
         return max_tokens
     total = int(np.maximum(lengths, pad_to or 0).sum())
@@ -205,7 +212,7 @@ def balanced_max_tokens(lengths: Indices, max_tokens: int, pad_to: int | None, r
 
 
 def count_supervised(tokens: Tokens, examples: Indices) -> int:
-    """Targets of the loss in these examples."""
+    """Number of targets of the loss in these examples."""
     spans = ((int(tokens.starts[i]) + 1, int(tokens.starts[i + 1])) for i in examples)
     return sum(int(np.count_nonzero(tokens.mask[first:end])) for first, end in spans)
 
@@ -218,7 +225,8 @@ def collate(
     *,
     packing: bool = False,
 ) -> MicroBatch:
-    """Examples as one micro-batch, padded or packed; of no examples, padding without targets."""
+    """Make one micro-batch of examples, padded or packed. Without examples it is padding alone,
+    without targets."""
     lengths = tokens.lengths[examples] - 1  # the last token is never an input
     longest = int(lengths.max(initial=1))
     offsets = None
@@ -276,7 +284,7 @@ def micro_batches(
 
 
 def split_prompt_and_reply(tokens: Tokens, example: int) -> tuple[list[int], list[int]]:
-    """An example's inference prompt and its last reply, the closing control token included."""
+    """The token ids of an example's inference prompt, and of its last reply with the stop token."""
     span = slice(tokens.starts[example], tokens.starts[example + 1])
     ids, mask = tokens.ids[span], tokens.mask[span]
     start = int(np.flatnonzero(mask == 0)[-1]) + 1
@@ -284,5 +292,5 @@ def split_prompt_and_reply(tokens: Tokens, example: int) -> tuple[list[int], lis
 
 
 def evenly_spaced(examples: int, wanted: int) -> Indices:
-    """`wanted` indices evenly over range(examples), or all of them."""
+    """`wanted` indices, evenly spaced over range(examples); all of them if there are fewer."""
     return np.unique(np.linspace(0, examples - 1, min(examples, wanted)).round().astype(np.int64))

@@ -1,14 +1,15 @@
-"""Which control tokens of a rendered conversation the template wrote, and which a message did.
+"""Tells control tokens that a chat template writes from the same text in a message.
 
-Before a template sees them, control tokens in messages get a mark inside, a character that is in
-none of the messages:
+Before rendering, a mark is inserted into each control token in a message. The mark is a character
+that occurs in no message:
 
-    a user writes <|im_end|>    the template sees <MARK|im_end|>    text, the mark taken away again
-                                the template writes <|im_end|>      the control token
+    a user writes <|im_end|>    the template gets <MARK|im_end|>    text; the mark is removed again
+                                the template writes <|im_end|>      a control token
 
-The conversation is rendered without marks too: where the template then writes something else, it
-looks at control tokens in messages, and the conversation is refused. A mark also stands where a
-message begins or ends with a part of a control token that a template could complete.
+The conversation is also rendered without marks. If the two results differ by more than the marks,
+the template itself searches messages for control tokens, and the conversation is refused. A mark is
+also put where a message begins or ends with a part of a control token, which the template could
+complete.
 """
 
 import json
@@ -21,38 +22,39 @@ from simple_llama.data.prompt_formats import Refusal
 from simple_llama.data.template_renderer import Rendered
 from simple_llama.data.tokenizer_source import TokenizerSource
 
-PRIVATE = range(0xE000, 0xF900)
-"""Unicode's private use area: one of so many characters is not in a conversation."""
-TAG = re.compile(r"</?[A-Za-z_]+>")
-"""Tokens such as <think> and <tool_call>, which replies may hold: there, they are what they are."""
+PRIVATE_USE_AREA = range(0xE000, 0xF900)
+"""Unicode's private use area: there is always one among these characters that no message has."""
+TAG_TOKEN = re.compile(r"</?[A-Za-z_]+>")
+"""Tokens such as <think> and <tool_call>. In replies they are not marked: there they are meant as
+the tokens that they are."""
 
 
 @dataclass(frozen=True)
-class Marked:
-    """Messages with a mark in their control tokens."""
+class MarkedMessages:
+    """Messages and variables of a template with a mark in each control token."""
 
     messages: list[dict[str, Any]]
     variables: dict[str, Any]
     mark: str
 
-    def cleaned(self, text: str) -> str:
+    def without_marks(self, text: str) -> str:
         return text.replace(self.mark, "")
 
-    def checked(
+    def check(
         self, marked: list[Rendered] | Refusal, plain: list[Rendered] | Refusal
     ) -> list[Rendered] | Refusal:
-        """What was rendered with marks, if it is what was rendered without them."""
+        """`marked`, if it equals `plain` but for the marks; otherwise a Refusal."""
         if isinstance(plain, Refusal):
             return plain
         same = not isinstance(marked, Refusal) and all(
-            self.cleaned(one.text) == other.text for one, other in zip(marked, plain)
+            self.without_marks(one.text) == other.text for one, other in zip(marked, plain)
         )
         return marked if same else Refusal("it takes apart a control token in a message")
 
 
-class Marks:
-    """The control tokens of a tokenizer and its chat template: its special tokens, and others that
-    were added to it and stand in the template."""
+class ControlTokens:
+    """The control tokens of a tokenizer and its chat template: its special tokens, and those other
+    added tokens that the template contains."""
 
     def __init__(self, source: TokenizerSource) -> None:
         template, unknown = source.template or "", source.layout["model"].get("unk_token")
@@ -66,10 +68,10 @@ class Marks:
         ]
         self.names = [token.content for token in used]
         self.strips_left = {token.content for token in used if token.lstrip}
-        """Those that take away the white space before them."""
+        """Tokens before which the tokenizer removes white space."""
         self.strips_right = {token.content for token in used if token.rstrip}
-        """Those that take away the white space after them."""
-        tags = {one.content for one in used if not one.special and TAG.fullmatch(one.content)}
+        """Tokens after which the tokenizer removes white space."""
+        tags = {one.content for one in used if not one.special and TAG_TOKEN.fullmatch(one.content)}
         self._any = _any_of(self.names)
         self._in_replies = _any_of(set(self.names) - tags)
         self._parts = [
@@ -79,21 +81,21 @@ class Marks:
         self._edges = {name[0] for name in self.names}, {name[-1] for name in self.names}
         self._longest = max(map(len, self.names), default=1)
 
-    def found(self, text: str) -> Iterator[tuple[int, int, str]]:
+    def find(self, text: str) -> Iterator[tuple[int, int, str]]:
         """Start, end and name of each control token in a rendered text."""
         for match in self._any.finditer(text):
             yield match.start(), match.end(), match[0]
 
-    def marked(
+    def mark(
         self, messages: Sequence[dict[str, Any]], variables: dict[str, Any]
-    ) -> Marked | None:
-        """The messages and variables with marks; None where none is needed."""
-        trial = self._mark(messages, variables, chr(PRIVATE[0]))
+    ) -> MarkedMessages | None:
+        """The messages and variables with marks; None where no mark is needed."""
+        trial = self._mark(messages, variables, chr(PRIVATE_USE_AREA[0]))
         if trial == (list(messages), variables):
             return None
         text = json.dumps([messages, variables], ensure_ascii=False)
-        mark = next(character for character in map(chr, PRIVATE) if character not in text)
-        return Marked(*self._mark(messages, variables, mark), mark)
+        mark = next(character for character in map(chr, PRIVATE_USE_AREA) if character not in text)
+        return MarkedMessages(*self._mark(messages, variables, mark), mark)
 
     def _mark(
         self, messages: Sequence[dict[str, Any]], variables: dict[str, Any], mark: str
@@ -133,5 +135,5 @@ class Marks:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """The longest of those that begin at the same place, as the tokenizers library has it."""
+    """Matches any of the names; at one position the longest wins, as in the tokenizers library."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")

@@ -1,4 +1,4 @@
-"""Prepared examples → the token arrays of each split, in flat memory."""
+"""The tokenize stage: writes the token arrays of each split, in nearly constant memory."""
 
 import json
 import shutil
@@ -19,46 +19,50 @@ from simple_llama.data.examples import block_examples
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.rows import Block, read_blocks
 from simple_llama.data.tokens import DTYPES, FIELDS
-from simple_llama.data.workers import Workers, cores
+from simple_llama.data.workers import Workers, available_cores
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import TokenizeParams
 
 SPLITS = ("train", "val")
 BLOCK_BYTES = 2**20
-"""Of prepared conversations that are encoded at once: neither short nor long ones fill memory."""
-MOST_PROCESSES = 16
-"""More would wait for this one, which reads and writes: a twentieth of the work."""
-WORTH = 2**25
-"""Bytes of prepared conversations from which on processes, which take a second to start, save
-time."""
+"""Size of the blocks of prepared conversations that are encoded at once. A limit in bytes bounds
+memory for short and for long conversations alike."""
+MAX_PROCESSES = 16
+"""Most encoding processes. This process reads and writes, which is about 1/20 of the work, so it
+cannot keep many more than this busy."""
+MIN_PARALLEL_BYTES = 2**25
+"""Size of the prepared conversations from which encoding uses several processes; for less, starting
+them, which takes a second, costs more than it saves."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The examples of a block that fit, as they stand in the file, and what the report says."""
+class EncodedBlock:
+    """The E examples of a block that are not too long, and counts for the report."""
 
     ids: bytes
+    """Token ids in the byte order and type of the file."""
     mask: bytes
+    """Loss mask, one byte per token."""
     lengths: NDArray[np.int64]
-    """(E,) tokens of each that fits."""
+    """(E,) number of tokens of each example."""
     rows: NDArray[np.int64]
-    """(E,) in which of the block's lines they stand."""
+    """(E,) line of the block of each example."""
     lines: int
-    """Of the block."""
+    """Number of lines of the block."""
     dropped: list[tuple[str, int, str]]
-    """Id and length of those that are too long, or 0 of those that train nothing; and why, of those
-    that the prompt format refuses."""
+    """(id, length, reason) of each dropped example. length is 0 if it has no target, reason is ""
+    if the prompt format did not refuse it."""
     supervised: int
-    """Tokens that are targets of the loss."""
+    """Number of targets of the loss."""
     unknown: int
-    """Tokens that stand for text the vocabulary lacks."""
+    """Number of unknown tokens, which replace text that is not in the vocabulary."""
     hidden: Counter[str]
-    """What examples say and the prompt format does not show → how many do."""
+    """Key of messages that the prompt format does not write → number of examples with it."""
 
 
 def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
-    """The tokenizer and format that the params name. Raises InputError where they do not fit."""
+    """The tokenizer and prompt format of the params. Raises InputError where they do not fit."""
     return ChatTokenizer.from_path(
         params.tokenizer_path,
         prompt_format=params.prompt_format,
@@ -68,7 +72,7 @@ def open_tokenizer(params: TokenizeParams) -> ChatTokenizer:
 
 
 def prepared_bytes(folder: str | Path) -> int:
-    """Of the splits that prepare wrote."""
+    """Total size of the splits that prepare wrote."""
     return sum((Path(folder) / f"{name}.jsonl").stat().st_size for name in SPLITS)
 
 
@@ -81,10 +85,10 @@ def tokenize(
 ) -> dict[str, Any]:
     """Write the token arrays, dropped.jsonl and the tokenizer into `folder`.
 
-    The report of reports/tokenize.json. Flat memory but for 16 bytes an example; the tokens wait
-    in unnamed temporary files in `folder`. `advance` is told how many bytes more were read, of
-    `prepared_bytes`. Raises InputError where a split stays empty or more than max_dropped of all
-    examples are too long.
+    Returns the report. Memory grows by 16 bytes per example only; until all is known, tokens are
+    kept in unnamed temporary files in `folder`. `advance` is called with the number of bytes read
+    since its last call, which add up to `prepared_bytes`. Raises InputError where a split stays
+    empty, or more than max_dropped of all examples are too long or refused.
     """
     prepared, folder = Path(prepared), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,21 +141,21 @@ def _read(source: Path, advance: Callable[[int], object]) -> Iterator[Block]:
 
 @dataclass
 class _Split:
-    """One split on its way to its file."""
+    """One split while it is encoded."""
 
     folder: Path
     dtype_name: str
     starts: "array[int]" = field(default_factory=lambda: array("q", [0]))
     rows: "array[int]" = field(default_factory=lambda: array("q"))
     dropped: "array[int]" = field(default_factory=lambda: array("q"))
-    """The length of each that is too long."""
+    """The length of each example that is too long."""
     untrained: int = 0
-    """Examples that train nothing."""
+    """Number of examples without targets."""
     refused: int = 0
-    """By the prompt format."""
+    """Number of examples that the prompt format refused."""
     hidden: Counter[str] = field(default_factory=Counter)
     first_refused: str = ""
-    """Id and reason."""
+    """Its id and reason."""
     lines: int = 0
     supervised: int = 0
     unknown: int = 0
@@ -165,8 +169,8 @@ class _Split:
         self.ids.close()
         self.mask.close()
 
-    def add(self, encoded: Encoded) -> None:
-        """What comes next in it."""
+    def add(self, encoded: EncodedBlock) -> None:
+        """Append a block."""
         self.ids.write(encoded.ids)
         self.mask.write(encoded.mask)
         self.starts.extend((self.starts[-1] + np.cumsum(encoded.lengths)).tolist())
@@ -185,7 +189,7 @@ class _Split:
         self.unknown += encoded.unknown
 
     def check(self, source: Path, max_seq_len: int) -> None:
-        """Raises InputError where nothing fits."""
+        """Raises InputError where no example is left."""
         if not self.rows and self.first_refused:
             raise InputError(
                 f"{source}: none of its {self.lines} examples is left, {self.refused} of them "
@@ -200,7 +204,7 @@ class _Split:
             )
 
     def write(self, path: Path) -> None:
-        """The safetensors file: header, then the fields in the order of FIELDS."""
+        """Write the safetensors file: the header, then the arrays in the order of FIELDS."""
         shapes = {
             "starts": ("I64", len(self.starts)),
             "rows": ("I64", len(self.rows)),
@@ -219,9 +223,9 @@ class _Split:
 @contextmanager
 def _encoding(
     params: TokenizeParams, tokenizer: ChatTokenizer, size: int
-) -> Iterator[Callable[[Iterable[Block]], Iterator[Encoded]]]:
-    """What encodes blocks: on all cores, where so many bytes are worth it."""
-    processes = min(cores(), MOST_PROCESSES) if size >= WORTH else 1
+) -> Iterator[Callable[[Iterable[Block]], Iterator[EncodedBlock]]]:
+    """A function that encodes blocks in order: on all cores if `size` bytes are enough for it."""
+    processes = min(available_cores(), MAX_PROCESSES) if size >= MIN_PARALLEL_BYTES else 1
     if processes > 1:
         with Workers(partial(_encoder, params), processes) as workers:
             yield workers.in_order
@@ -229,17 +233,17 @@ def _encoding(
         yield partial(map, partial(encode_block, params, tokenizer))
 
 
-def _encoder(params: TokenizeParams) -> Callable[[Block], Encoded]:
+def _encoder(params: TokenizeParams) -> Callable[[Block], EncodedBlock]:
     return partial(encode_block, params, open_tokenizer(params))
 
 
-def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block) -> Encoded:
-    """The examples of a block. Raises InputError at a faulty one."""
+def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block) -> EncodedBlock:
+    """Encode the examples of a block. Raises InputError at a faulty one."""
     examples = list(block_examples(block))
     batch = tokenizer.encode_batch([one.messages for one in examples], params.supervise)
     fits = (batch.lengths > 0) & (batch.lengths <= params.max_seq_len)
     ids, mask = (array[np.repeat(fits, batch.lengths)] for array in (batch.ids, batch.mask))
-    return Encoded(
+    return EncodedBlock(
         ids=ids.astype(DTYPES[_ids_dtype(tokenizer)]).tobytes(),
         mask=mask.tobytes(),
         lengths=batch.lengths[fits],
@@ -250,7 +254,7 @@ def encode_block(params: TokenizeParams, tokenizer: ChatTokenizer, block: Block)
             for row, length in zip(batch.rows[~fits].tolist(), batch.lengths[~fits].tolist())
         ],
         supervised=int(np.count_nonzero(mask)),
-        hidden=Counter(key for one in examples for key in tokenizer.hidden(one.messages)),
+        hidden=Counter(key for one in examples for key in tokenizer.hidden_keys(one.messages)),
         unknown=0 if tokenizer.unk_id is None else int(np.count_nonzero(ids == tokenizer.unk_id)),
     )
 
@@ -279,13 +283,13 @@ def _report(train: _Split, val: _Split) -> dict[str, Any]:
 
 
 def _ids_dtype(tokenizer: ChatTokenizer) -> str:
-    """The smallest."""
+    """The smallest type that holds every id."""
     highest = tokenizer.vocab_size - 1
     return next(name for name in FIELDS["ids"] if highest <= np.iinfo(DTYPES[name]).max)
 
 
 def _header(shapes: dict[str, tuple[str, int]]) -> bytes:
-    """https://github.com/huggingface/safetensors#format"""
+    """The header of a safetensors file: https://github.com/huggingface/safetensors#format"""
     entries = {}
     begin = 0
     for name, (dtype, length) in shapes.items():

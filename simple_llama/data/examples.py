@@ -1,4 +1,4 @@
-"""Rows → examples: what the texts must be."""
+"""Converts rows into examples and checks their texts."""
 
 import re
 from collections.abc import Iterator
@@ -10,27 +10,28 @@ from simple_llama.data.formats import ConversationReader
 from simple_llama.data.message_lists import Conversation
 from simple_llama.data.messages import Message
 from simple_llama.data.rows import Block, Row, RowError, block_rows, read_rows
-from simple_llama.data.supervision import LeftOut
+from simple_llama.data.supervision import UntrainedRow
 from simple_llama.errors import InputError
 
-FORBIDDEN = re.compile("[\0\ud800-\udfff]")
+FORBIDDEN_CHARACTERS = re.compile("[\0\ud800-\udfff]")
 MAX_CHARACTERS = 4 * 2**20
-"""Of a conversation. More would make over a million tokens, each of which costs the tokenizer more
-than 100 bytes."""
-PLAIN = ("role", "content", "weight")
-"""Of a message: what any may have."""
-FRAME = 40
-"""Characters around a message in a record; they count, so that a record has a bounded length."""
+"""Longest conversation. A longer one could have over a million tokens, and each takes the tokenizer
+more than 100 bytes of memory."""
+COMMON_MESSAGE_KEYS = ("role", "content", "weight")
+"""Keys of a plain message. The values of other keys (reasoning, calls) hold more texts to check."""
+RECORD_OVERHEAD = 40
+"""Characters of JSON around each text of a record. They count towards MAX_CHARACTERS, so that the
+length of a record is bounded even if it has many empty messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation that can be trained on."""
+    """A conversation that is valid for training."""
 
     id: str
     messages: list[Message]
-    """system, with "tools" and "chat_template_kwargs" if there are any, then user and assistant in
-    turns, and after an assistant's calls their results."""
+    """A system message, with "tools" and "chat_template_kwargs" if there are any, then user and
+    assistant in turns. After an assistant's tool calls come their results."""
     category: str | None
 
     @property
@@ -39,17 +40,18 @@ class Example:
         return text
 
     def record(self) -> dict[str, Any]:
-        """What stands in train.jsonl and val.jsonl."""
+        """The example as a line of train.jsonl or val.jsonl."""
         category = {} if self.category is None else {"category": self.category}
         return {"id": self.id, **category, "messages": self.messages}
 
 
 def to_example(row: Row, read: ConversationReader, system_prompt: str) -> Example:
-    """Raises RowError with the precise reason, LeftOut where the row is not to be trained."""
+    """The example of a row. Raises RowError with the reason why it is not valid, or UntrainedRow
+    where the row's flags exclude it from training."""
     conversation = read(row)
     system = system_prompt if conversation.system is None else conversation.system
     if not system.strip():
-        system = ""  # said to be none
+        system = ""  # a blank system prompt means that there is none
     _check_texts(conversation, system)
     category = conversation.category.strip() if conversation.category else ""
     first: Message = {"role": "system", "content": system}
@@ -63,18 +65,20 @@ def to_example(row: Row, read: ConversationReader, system_prompt: str) -> Exampl
 def read_examples(
     path: str | Path, system_prompt: str = "", left_out: list[str] | None = None
 ) -> Iterator[Example]:
-    """Examples of train.jsonl, val.jsonl or any file without faults, with their own id if given.
+    """The examples of train.jsonl, val.jsonl or any file of conversations, with the ids that the
+    rows have under "id", if any.
 
-    left_out: takes the ids of rows that say of themselves that they are not to be trained.
-    Raises InputError at the first faulty row.
+    left_out: receives the ids of rows whose flags exclude them from training. Raises InputError at
+    the first faulty row.
     """
     return _sound(path, read_rows(path), ConversationReader(), system_prompt, left_out)
 
 
 def block_examples(block: Block) -> Iterator[Example]:
-    """The same of a part of train.jsonl or val.jsonl."""
+    """The examples of a block of train.jsonl or val.jsonl. Raises InputError at a faulty row."""
     read = ConversationReader()
-    read.found[block.path.name] = "messages"  # as `Example.record` has them, in every block
+    # set, not detected: every block is a file of its own to the reader, and records have one format
+    read.format_of_file[block.path.name] = "messages"
     return _sound(block.path, block_rows(block), read, "")
 
 
@@ -88,14 +92,14 @@ def _sound(
     for row in rows:
         try:
             example = to_example(row, read, system_prompt)
-        except LeftOut:
+        except UntrainedRow:
             if left_out is not None:
                 left_out.append(row.id)
             continue
         except RowError as error:
             raise InputError(f"{path}: {row.id}: {error}") from None
         given = row.value.get("id")
-        usable = isinstance(given, str) and not FORBIDDEN.search(given)
+        usable = isinstance(given, str) and not FORBIDDEN_CHARACTERS.search(given)
         yield Example(given if usable else row.id, example.messages, example.category)
 
 
@@ -111,21 +115,26 @@ def _check_texts(conversation: Conversation, system: str) -> None:
     others = [
         conversation.tools,
         conversation.variables,
-        *(turn[key] for turn in conversation.turns for key in turn if key not in PLAIN),
+        *(
+            turn[key]
+            for turn in conversation.turns
+            for key in turn
+            if key not in COMMON_MESSAGE_KEYS
+        ),
     ]
     for value in others:
         texts += _texts_in(value)
-    size = sum(len(text) + FRAME for text in texts)
+    size = sum(len(text) + RECORD_OVERHEAD for text in texts)
     if size > MAX_CHARACTERS:
         raise RowError("too long", f"{size} characters, wanted at most {MAX_CHARACTERS}")
     for text in texts:
-        if ("\0" in text or not text.isascii()) and (found := FORBIDDEN.search(text)):
+        if ("\0" in text or not text.isascii()) and (found := FORBIDDEN_CHARACTERS.search(text)):
             name = "NUL" if found[0] == "\0" else "a lone surrogate"
             raise RowError("forbidden character", f"{name} (U+{ord(found[0]):04X}) in the text")
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """All texts within, keys and numbers included."""
+    """All texts in a value: strings, and keys and numbers as strings."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield from _texts_in(key)

@@ -1,7 +1,7 @@
-"""The process that renders a chat template, a program by somebody unknown; see template_renderer.
+"""The process that renders an untrusted chat template for template_renderer.
 
-It runs in Jinja's sandbox, with bounded time, memory and output: a sandbox alone stops no template
-that loops for ever. Started by its path, it can import nothing of the project.
+The template runs in Jinja's sandbox with limits on time, memory and output, because the sandbox
+alone does not stop endless loops. This file is run by its path and imports nothing of the project.
 """
 
 import json
@@ -9,21 +9,24 @@ import signal
 import sys
 from typing import Any
 
-SECONDS = 2
-"""Of processor time, for each cut of a conversation."""
-BYTES = 2**30
-MAX_CHARACTERS, GROWTH = 2**16, 16
-"""Of a text: so many, and so many for each of the conversation's own."""
+MAX_CPU_SECONDS = 2
+"""For each prefix of a conversation."""
+MAX_MEMORY_BYTES = 2**30
+BASE_OUTPUT_CHARACTERS, OUTPUT_PER_INPUT_CHARACTER = 2**16, 16
+"""A rendered text may have this many characters, plus so many per character of the conversation."""
 MAX_REASON = 200
-DATE = (2024, 7, 26)
-"""What `strftime_now` tells templates that write a date: always the same, so that the same data
-make the same tokens. It is the one that Llama 3.1's template falls back to."""
+FIXED_DATE = (2024, 7, 26)
+"""The date that `strftime_now` gives to templates. It is fixed so that the same data always give
+the same tokens; Llama 3.1's template has it as its default."""
 
 
 def _compiled(template: str, blocks: list[tuple[int, int]], written: list[str]) -> Any:
-    """The template in an environment as `transformers` sets it up (utils/chat_template_utils.py),
-    without what gives other text on each call. Its generation blocks are noted in `blocks`, as
-    places in what `written` holds by then."""
+    """Compile the template in an environment like that of `transformers`
+    (utils/chat_template_utils.py), without functions that give other text on each call.
+
+    While it renders, the span of each generation block is appended to `blocks`; `written` must hold
+    the parts of the text that it has given so far.
+    """
     from datetime import datetime
 
     from jinja2 import nodes
@@ -32,7 +35,7 @@ def _compiled(template: str, blocks: list[tuple[int, int]], written: list[str]) 
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The block in which replies stand."""
+        """The tag {% generation %}, which encloses replies."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -62,14 +65,14 @@ def _compiled(template: str, blocks: list[tuple[int, int]], written: list[str]) 
     environment.filters |= {"tojson": tojson, "random": drawn}
     environment.globals |= {
         "raise_exception": refuse,
-        "strftime_now": lambda form: datetime(*DATE).strftime(form),
+        "strftime_now": lambda form: datetime(*FIXED_DATE).strftime(form),
         "lipsum": drawn,
     }
     return environment.from_string(template)
 
 
 Text = tuple[str, list[tuple[int, int]]]
-"""What a template made of one cut, and where in it the generation blocks stand."""
+"""The rendered text of one prefix, and the spans of its generation blocks."""
 
 
 def _texts(
@@ -79,14 +82,14 @@ def _texts(
     variables: dict[str, Any],
     job: dict[str, Any],
 ) -> list[Text]:
-    most = MAX_CHARACTERS + GROWTH * _size(job)
+    most = BASE_OUTPUT_CHARACTERS + OUTPUT_PER_INPUT_CHARACTER * _size(job)
     known = {"tools": None, "documents": None, **variables, **job["variables"]}
     texts = []
-    for count, begins in job["cuts"]:
+    for count, begins in job["prefixes"]:
         blocks.clear()
         written.clear()
         size = 0
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
         messages = job["messages"][:count]
         for part in parsed.generate(**known, messages=messages, add_generation_prompt=begins):
             written.append(part)
@@ -99,7 +102,7 @@ def _texts(
 
 
 def _size(job: dict[str, Any]) -> int:
-    """Characters of a conversation, about."""
+    """About how many characters a conversation has."""
     texts = [message.get("content") for message in job["messages"]]
     size = sum(len(text) for text in texts if isinstance(text, str))
     others = any(len(message) > 2 for message in job["messages"]) or job["variables"]
@@ -108,16 +111,16 @@ def _size(job: dict[str, Any]) -> int:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return f"it needs more than {BYTES >> 20} MiB of memory"
+        return f"it needs more than {MAX_MEMORY_BYTES >> 20} MiB of memory"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
 
 
 def main() -> None:
-    """Answer each line of stdin on stdout, until there are no more."""
+    """Answer each line of stdin on stdout, until stdin ends."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
 
     def answer(value: Any) -> None:
         print(json.dumps(value), flush=True)
@@ -125,7 +128,7 @@ def main() -> None:
     blocks: list[tuple[int, int]] = []
     written: list[str] = []
     settings = json.loads(sys.stdin.readline())
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
     try:
         parsed = _compiled(settings["template"], blocks, written)
     except Exception as error:

@@ -1,15 +1,28 @@
-"""Which prompt format a tokenizer is used with: the one that was set, or what it shows itself."""
+"""Chooses the prompt format of a tokenizer: the one that is set, or the one that its config, chat
+template or tokens point to."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from simple_llama.data.prompt_formats import BOS, EOS, FORMATS, Message, PromptFormat, Refusal
-from simple_llama.data.template_format import BLOCK, NAME, TemplateFormat, named_tokens
-from simple_llama.data.template_renderer import Job, Renderer
-from simple_llama.data.tokenizer_source import TokenizerSource, refusing
+from simple_llama.data.prompt_formats import (
+    BOS,
+    EOS,
+    PROMPT_FORMATS,
+    Message,
+    PromptFormat,
+    Refusal,
+)
+from simple_llama.data.template_format import (
+    GENERATION_BLOCK,
+    TEMPLATE_FORMAT,
+    TemplateFormat,
+    named_tokens,
+)
+from simple_llama.data.template_renderer import Renderer, RenderJob
+from simple_llama.data.tokenizer_source import TokenizerSource, as_input_error
 from simple_llama.errors import InputError
 
-PROBES: list[list[Message]] = [
+PROBE_CONVERSATIONS: list[list[Message]] = [
     [{"role": "user", "content": "two"}],
     [
         {"role": "user", "content": "two"},
@@ -24,51 +37,53 @@ PROBES: list[list[Message]] = [
         {"role": "user", "content": "six"},
     ],
 ]
-"""A template that makes the same ids of each, with and without a system prompt, is taken for the
-same format. White space before a reply is left out: most formats drop it."""
-SYSTEM: Message = {"role": "system", "content": " one\n"}
+"""A chat template that gives the same ids as one of our formats for all of these, with and without
+a system prompt, counts as that format. No reply starts with white space: most formats strip it."""
+PROBE_SYSTEM_MESSAGE: Message = {"role": "system", "content": " one\n"}
 
-Prompts = Callable[[PromptFormat, Sequence[Message]], list[int]]
-"""The ids (T,) of an inference prompt in a format."""
+EncodePrompt = Callable[[PromptFormat, Sequence[Message]], list[int]]
+"""(format, messages) → token ids (T,) of the inference prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormatChoice:
-    """A format and why it is that one."""
+    """A format, and why it was chosen."""
 
     format: PromptFormat | TemplateFormat
-    """With EOS and BOS as the tokenizer calls them."""
+    """With EOS and BOS replaced by the tokenizer's tokens."""
     reason: str
+    """For the user, in a line."""
 
 
 def choose_format(
-    wanted: str, source: TokenizerSource, system_prompt: str, prompts: Prompts
+    wanted: str, source: TokenizerSource, system_prompt: str, prompts: EncodePrompt
 ) -> FormatChoice:
-    """The format `wanted`, or what `auto` finds in the tokenizer's config, template and tokens.
+    """The format `wanted`; for `auto`, what the tokenizer's config, template or tokens point to.
 
-    system_prompt: what stands in for a missing one. prompts: how formats are written here.
-    Raises InputError where nothing points to a format, or a format lacks what it needs.
+    system_prompt: the default for conversations without one. prompts: encodes a prompt in a format.
+    Raises InputError where nothing points to a format, or a token that the format needs is missing.
     """
     named = source.config.get("prompt_format")
     if wanted != "auto":
         return _choice(wanted, source, "set by prompt_format")
-    if isinstance(named, str) and (named in FORMATS or named == NAME):
+    if isinstance(named, str) and (named in PROMPT_FORMATS or named == TEMPLATE_FORMAT):
         return _choice(named, source, "named in its config")
     if source.template is not None:
         try:
             name = None
-            # what its generation blocks leave out, none of ours would
-            if not BLOCK.search(source.template):
+            # generation blocks may exclude parts of a reply from the loss; our formats cannot
+            if not GENERATION_BLOCK.search(source.template):
                 name = _same_template(source, source.template, system_prompt, prompts)
             if name is not None:
                 return _choice(name, source, "its chat template makes the same prompt")
-            return _choice(NAME, source, "its own chat template")
+            return _choice(TEMPLATE_FORMAT, source, "its own chat template")
         except InputError as error:
             raise InputError(
-                f"{error}; prompt_format (--prompt-format) replaces it: one of {', '.join(FORMATS)}"
+                f"{error}; prompt_format (--prompt-format) replaces it: one of "
+                f"{', '.join(PROMPT_FORMATS)}"
             ) from None
     vocabulary = source.tokenizer.get_vocab()
-    for name, known in FORMATS.items():
+    for name, known in PROMPT_FORMATS.items():
         tokens = [token for token in known.tokens if token not in (EOS, BOS)]
         if tokens and vocabulary.keys() >= set(tokens):
             return _choice(name, source, f"it has the tokens {' '.join(tokens)}")
@@ -77,24 +92,24 @@ def choose_format(
         return _choice("zephyr", source, reason)
     raise InputError(
         f"{source.path}: no tokens of any format in it: set prompt_format (--prompt-format) to one "
-        f"of {', '.join(FORMATS)} (tokens that are missing are added)"
+        f"of {', '.join(PROMPT_FORMATS)} (tokens that are missing are added)"
     )
 
 
 def _choice(name: str, source: TokenizerSource, reason: str) -> FormatChoice:
-    if name != NAME:
+    if name != TEMPLATE_FORMAT:
         return FormatChoice(format=_resolved(name, source), reason=reason)
     own = TemplateFormat(source)
     return FormatChoice(format=own, reason="; ".join((reason, *own.notes)))
 
 
-def check_ids(
+def check_template_ids(
     source: TokenizerSource, own: TemplateFormat, prompt: Callable[[Sequence[Message]], list[int]]
 ) -> None:
-    """That a chat template's prompts have the ids that the tokenizer makes of them as they are.
+    """Check that encoding a rendered prompt piece by piece gives the same ids as encoding it whole.
 
     Raises InputError."""
-    for probe, text in own.texts(PROBES):
+    for probe, text in own.prompt_texts(PROBE_CONVERSATIONS):
         if _ids(source, text) != prompt(probe):
             raise InputError(
                 f"{source.path}: the tokenizer makes other ids of its chat template's text than of "
@@ -103,24 +118,32 @@ def check_ids(
 
 
 def _same_template(
-    source: TokenizerSource, template: str, system_prompt: str, prompts: Prompts
+    source: TokenizerSource, template: str, system_prompt: str, prompts: EncodePrompt
 ) -> str | None:
-    """The name of the format whose inference prompts have the same ids, be they with or without a
-    system prompt. What the template refuses is compared with nothing, but for all it must write:
-    conversations without a system prompt, which get ours."""
+    """The name of the format whose inference prompts have the same ids as the template's; None if
+    there is none.
+
+    Probes that the template refuses are not compared. But it must not refuse those without a system
+    prompt of their own, which get the default one.
+    """
     ours: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    conversations = [ours + probe for probe in PROBES] + [[SYSTEM, *probe] for probe in PROBES]
-    jobs = [Job(messages=list(map(dict, one)), cuts=[(len(one), True)]) for one in conversations]
+    conversations = [ours + probe for probe in PROBE_CONVERSATIONS] + [
+        [PROBE_SYSTEM_MESSAGE, *probe] for probe in PROBE_CONVERSATIONS
+    ]
+    jobs = [
+        RenderJob(messages=list(map(dict, one)), prefixes=[(len(one), True)])
+        for one in conversations
+    ]
     done = Renderer(source.template_path, template, named_tokens(source)).render(jobs)
-    if any(isinstance(one, Refusal) for one in done[: len(PROBES)]):
+    if any(isinstance(one, Refusal) for one in done[: len(PROBE_CONVERSATIONS)]):
         return None
     pairs = [
-        (one, cuts[0].text)
-        for one, cuts in zip(conversations, done)
-        if not isinstance(cuts, Refusal)
+        (one, prefixes[0].text)
+        for one, prefixes in zip(conversations, done)
+        if not isinstance(prefixes, Refusal)
     ]
     vocabulary = source.tokenizer.get_vocab()
-    for name, known in FORMATS.items():
+    for name, known in PROMPT_FORMATS.items():
         needed = {source.eos if token is EOS else token for token in known.tokens} - {BOS}
         if not vocabulary.keys() >= needed:
             continue
@@ -133,20 +156,21 @@ def _same_template(
 
 
 def _ids(source: TokenizerSource, text: str) -> list[int]:
-    with refusing(f"{source.path}: the tokenizer cannot encode a text"):
+    with as_input_error(f"{source.path}: the tokenizer cannot encode a text"):
         return list(source.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _looks_like(known: PromptFormat, messages: Sequence[Message], text: str) -> bool:
-    """But for white space: ids take a tokenizer of their own for each format."""
+    """Whether the texts are equal but for white space. This quick check saves building a tokenizer
+    for each format, which comparing ids needs."""
     pieces = known.render(messages, "", "last_reply")
     return "".join(text.split()) == "".join("".join(piece for piece, _ in pieces).split())
 
 
 def _resolved(name: str, source: TokenizerSource) -> PromptFormat:
-    if source.eos is None and EOS in FORMATS[name].tokens:
+    if source.eos is None and EOS in PROMPT_FORMATS[name].tokens:
         raise InputError(
             f"{source.path}: no end-of-sequence token found, which {name} ends replies with: "
             "wanted 'eos_token' in a tokenizer_config.json, or prompt_format chatml or llama3"
         )
-    return FORMATS[name].resolved(eos=source.eos, bos=source.bos, special=source.markers)
+    return PROMPT_FORMATS[name].resolved(eos=source.eos, bos=source.bos, special=source.markers)

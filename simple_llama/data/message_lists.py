@@ -1,66 +1,70 @@
-"""Lists of messages → conversations: whose turn it is, and what stands beside the list."""
+"""Converts lists of messages into conversations: checks the order of roles, and reads the keys
+beside the list."""
 
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from simple_llama.data.messages import (
-    CALLS,
-    MEDIA,
-    TOOLS,
+    CALL_KEYS,
+    MEDIA_KEYS,
+    TOOL_KEYS,
     Message,
     read_message,
     refuse_untrainable,
     role_of,
 )
 from simple_llama.data.rows import RowError
-from simple_llama.data.tool_calls import check_plain, listed_tools, parsed, read_tools
+from simple_llama.data.tool_calls import check_json_value, extract_tools, parse_json, read_tools
 from simple_llama.data.values import check_object, optional_text, type_of
 
-LABELS = ("category", "Category")
-SYSTEM = ("system", "system_prompt")
-VARIABLES = "chat_template_kwargs"
-TAKEN = {"messages", "tools", "documents", "add_generation_prompt"}
-OF_LISTS = (*SYSTEM, *LABELS, *TOOLS, VARIABLES)
-"""Keys that stand beside lists of messages."""
+CATEGORY_KEYS = ("category", "Category")
+SYSTEM_KEYS = ("system", "system_prompt")
+TEMPLATE_VARIABLES = "chat_template_kwargs"
+RESERVED_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt"}
+"""Variables of a chat template that a row cannot set."""
+KEYS_BESIDE_MESSAGES = (*SYSTEM_KEYS, *CATEGORY_KEYS, *TOOL_KEYS, TEMPLATE_VARIABLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns as their format gives them; the texts are not looked at yet."""
+    """A conversation as its data format gives it; its texts are not checked yet."""
 
     system: str | None
     turns: list[Message]
-    """user, assistant, user, ... and at last an assistant's; after one with calls, their results
-    and another of the assistant's."""
+    """user, assistant, user, ..., assistant. After an assistant's message with tool calls come the
+    tools' results and the next message of the assistant."""
     category: str | None
     tools: list[dict[str, Any]] = field(default_factory=list)
-    """What the assistant may call."""
+    """Tools that the assistant may call."""
     variables: dict[str, Any] = field(default_factory=dict)
-    """What the row says to its chat template: enable_thinking and the like."""
+    """Variables for the chat template, such as enable_thinking."""
 
 
-def listed(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
-    """Messages, each with the name of its place."""
+def located_messages(row: dict[str, Any], key: str) -> list[tuple[str, Any]]:
+    """The messages under a key, each with its location for error messages: `messages[3]`."""
     messages = row[key]
     if not isinstance(messages, list):
         raise RowError("wrong type", f"{key!r} is {type_of(messages)}, wanted a list")
     return [(f"{key}[{index}]", message) for index, message in enumerate(messages)]
 
 
-def from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
-    """Messages in order, a system prompt first or under 'system'; that of a message wins."""
-    refuse_untrainable(row, "the row", (*CALLS, *MEDIA))
-    system, variables, tools = system_of(row), row.get(VARIABLES), _tools(row)
+def conversation_of(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversation:
+    """The conversation of a list of messages. Raises RowError.
+
+    A system prompt may be the first message or stand under a key of the row; the message wins.
+    """
+    refuse_untrainable(row, "the row", (*CALL_KEYS, *MEDIA_KEYS))
+    system, variables, tools = system_of(row), row.get(TEMPLATE_VARIABLES), _tools(row)
     roles = [role_of(message, where) for where, message in messages]
     if roles[:1] == ["system"]:
         (where, first), *messages = messages
         [said] = read_message(first, where, tools=False)
         system = said["content"]
         tools = tools or read_tools(first.get("tools"), f"{where}: 'tools'")
-        variables = variables or first.get(VARIABLES)
-    if system and (offered := listed_tools(system)):
-        # it says how to call them, which the chat template does in its own words
+        variables = variables or first.get(TEMPLATE_VARIABLES)
+    if system and (offered := extract_tools(system)):
+        # the system prompt explains tool calls; the chat template explains them in its own words
         system, tools = "", tools or offered
     turns: list[Message] = []
     for where, message in messages:
@@ -78,7 +82,7 @@ def from_list(row: dict[str, Any], messages: list[tuple[str, Any]]) -> Conversat
 
 
 def _next_roles(turns: list[Message]) -> tuple[str, ...]:
-    """Who may speak next."""
+    """The roles that the next message may have."""
     if not turns:
         return ("user",)
     last = turns[-1]
@@ -90,33 +94,36 @@ def _next_roles(turns: list[Message]) -> tuple[str, ...]:
 
 
 def _tools(row: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [read_tools(row.get(key), f"the row: {key!r}") for key in TOOLS]
+    found = [read_tools(row.get(key), f"the row: {key!r}") for key in TOOL_KEYS]
     return found[0] or found[1]
 
 
 def _variables(value: Any) -> dict[str, Any]:
-    """What `apply_chat_template` takes beside the messages, as TRL reads it."""
+    """The chat template's variables of a row, under the key that TRL reads."""
     if isinstance(value, str):
-        value = parsed(value, f"the row: {VARIABLES!r}")
+        value = parse_json(value, f"the row: {TEMPLATE_VARIABLES!r}")
     if value is None:
         return {}
-    check_object(value, f"the row: {VARIABLES!r}")
-    if taken := value.keys() & TAKEN:
-        detail = f"the row: {VARIABLES!r}: {', '.join(sorted(taken))} cannot be set there"
+    check_object(value, f"the row: {TEMPLATE_VARIABLES!r}")
+    if taken := value.keys() & RESERVED_VARIABLES:
+        detail = f"the row: {TEMPLATE_VARIABLES!r}: {', '.join(sorted(taken))} cannot be set there"
         raise RowError("wrong shape", detail)
-    check_plain(value, f"the row: {VARIABLES!r}")
+    check_json_value(value, f"the row: {TEMPLATE_VARIABLES!r}")
     return {key: one for key, one in value.items() if one is not None}
 
 
 def system_of(row: dict[str, Any]) -> str | None:
-    """The key beside a conversation. Tables have it in every row, and blank where there is none; a
-    system message or Template that is blank says that there is to be none."""
-    given = [optional_text(row, key) or "" for key in SYSTEM]
+    """The system prompt under a key of the row; None if it is blank.
+
+    Tables have the key in every row, so blank means absent. A blank system message (or Template) is
+    different: it says that the conversation has no system prompt.
+    """
+    given = [optional_text(row, key) or "" for key in SYSTEM_KEYS]
     return next((text for text in given if text.strip()), None)
 
 
 def category_of(row: dict[str, Any]) -> str | None:
-    """A label as text: a number as it is written, of a list its labels together."""
+    """The category of a row as text; the labels of a list are joined by commas."""
     key = "Category" if row.get("category") is None else "category"
     value = row.get(key)
     labels = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""A message of a row → what it says in one form: role, text, thoughts, calls."""
+"""Converts a message of a row into one form: role, text, reasoning, tool calls."""
 
 import json
 from collections.abc import Iterable
@@ -7,18 +7,18 @@ from typing import Any
 from simple_llama.data.rows import RowError
 from simple_llama.data.supervision import MESSAGE_FLAGS, message_weight
 from simple_llama.data.tool_calls import (
-    REASON,
-    calls_within,
-    check_plain,
+    TOOL_CALL_REASON,
+    check_json_value,
+    extract_calls,
+    extract_results,
     read_calls,
-    results_within,
 )
 from simple_llama.data.values import check_object, keys_of, shown, type_of
 
 Message = dict[str, Any]
-"""{"role": "system" | "user" | "assistant" | "tool", "content": text}; of a system message perhaps
-"tools" and "chat_template_kwargs", of a reply "reasoning_content", "tool_calls" and "weight": 0 or
-1, of a tool's result "tool_call_id" and "name"."""
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text} and optional keys:
+system: "tools", "chat_template_kwargs"; assistant: "reasoning_content", "tool_calls", "weight"
+(0 or 1); tool: "tool_call_id", "name"."""
 
 ROLES = {
     "system": "system",
@@ -33,36 +33,37 @@ ROLES = {
     "bard": "assistant",
     "model": "assistant",
 }
-"""What a message's author is called in the wild, in small letters → its role."""
+"""Name of a message's author as data sets write it, in lower case → role."""
 CALL_ROLES = ("tool_call", "function_call", "function-call")
-"""Of a reply whose text is a call as JSON."""
+"""Roles of a reply whose text is a tool call as JSON."""
 RESULT_ROLES = (
     *("tool", "tools", "tool_response", "ipython", "observation"),
     *("function", "function_response", "function-response"),
 )
-CALLS = ("tool_calls", "function_call")
-TOOLS = ("tools", "functions")
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""What a reply's thoughts are called."""
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-UNTRAINABLE = {
-    **dict.fromkeys((*TOOLS, *CALLS), REASON),
-    **dict.fromkeys(MEDIA, "images or other media"),
+"""Roles of a tool's result."""
+CALL_KEYS = ("tool_calls", "function_call")
+TOOL_KEYS = ("tools", "functions")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+UNTRAINABLE_KEYS = {
+    **dict.fromkeys((*TOOL_KEYS, *CALL_KEYS), TOOL_CALL_REASON),
+    **dict.fromkeys(MEDIA_KEYS, "images or other media"),
 }
-"""Key of a row or a message → why it cannot be trained on where the key has a value."""
+"""Key → why a row or message that has a value under it cannot be trained on."""
 
 TEXT_KEYS = ("content", "value", "text")
-"""Where a message's text may stand."""
+"""Keys of a message's text."""
 MESSAGE_KEYS = frozenset(
     (
         *("role", "from", "weight", "tool_call_id", "tools", "chat_template_kwargs"),
-        *(*TEXT_KEYS, *CALLS, *THOUGHTS, *MESSAGE_FLAGS),
+        *(*TEXT_KEYS, *CALL_KEYS, *REASONING_KEYS, *MESSAGE_FLAGS),
     )
 )
+"""All keys of a message that are read."""
 
 
 def role_of(message: Any, where: str) -> str:
-    """system, user, assistant or tool. Raises RowError."""
+    """The role of a message: system, user, assistant or tool. Raises RowError."""
     check_object(message, where)
     name = message["role"] if "role" in message else message.get("from")
     known = name.lower() if isinstance(name, str) else ""
@@ -77,21 +78,24 @@ def role_of(message: Any, where: str) -> str:
 
 
 def read_message(message: dict[str, Any], where: str, *, tools: bool) -> list[Message]:
-    """One message; of a text that holds several tools' results, one for each. tools: its row has
-    some, so that a reply may call them within its text. Raises RowError."""
+    """The message in the one form; if its text holds the results of several tools, a message for
+    each.
+
+    tools: the row offers tools, so a reply's text may contain calls. Raises RowError.
+    """
     role = role_of(message, where)
-    refuse_untrainable(message, where, MEDIA)
+    refuse_untrainable(message, where, MEDIA_KEYS)
     calls = _calls(message, where) if role == "assistant" else []
     weight = message_weight(message, where) if role == "assistant" else None
     text, parts_weight = _text(message, where, role, called=bool(calls))
     if role == "tool":
         about = {key: message[key] for key in ("tool_call_id", "name") if message.get(key)}
-        check_plain(about, where)
-        return [{"role": role, "content": one, **about} for one in results_within(text)]
+        check_json_value(about, where)
+        return [{"role": role, "content": one, **about} for one in extract_results(text)]
     said: Message = {"role": role, "content": text}
     if role == "assistant":
         weight = parts_weight if parts_weight is not None else weight
-        thoughts = next((message[key] for key in THOUGHTS if message.get(key)), None)
+        thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
         if isinstance(thoughts, str):
             said["reasoning_content"] = thoughts
         elif thoughts is not None:
@@ -100,7 +104,7 @@ def read_message(message: dict[str, Any], where: str, *, tools: bool) -> list[Me
         if _is_call(message):
             said["content"], calls = "", read_calls(text, where)
         elif tools and not calls:
-            said["content"], calls = calls_within(text, where)
+            said["content"], calls = extract_calls(text, where)
         if calls:
             said["tool_calls"] = calls
         if weight is not None:
@@ -114,15 +118,15 @@ def _is_call(message: dict[str, Any]) -> bool:
 
 
 def _calls(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """Those under keys of their own."""
-    key = next((key for key in CALLS if message.get(key) and message[key] != "[]"), None)
+    """The tool calls under one of CALL_KEYS."""
+    key = next((key for key in CALL_KEYS if message.get(key) and message[key] != "[]"), None)
     return [] if key is None else read_calls(message[key], f"{where}: {key!r}")
 
 
 def _text(
     message: dict[str, Any], where: str, role: str, *, called: bool
 ) -> tuple[str, int | None]:
-    """Its text, and the weight that all its parts say they have."""
+    """The message's text, and the weight that its parts have in common, if it has parts."""
     given = [key for key in TEXT_KEYS if key in message]
     if not given and not called:
         detail = f"{where}: {keys_of(message)}, wanted its text as 'content' or 'value'"
@@ -132,10 +136,10 @@ def _text(
     if content is None and called:
         return "", None
     if role == "tool" and (isinstance(content, dict) or not _are_parts(content)):
-        check_plain(content, where)
+        check_json_value(content, where)
         return content if isinstance(content, str) else _as_json(content), None
     if isinstance(content, list):
-        # chat templates put parts together with nothing between them
+        # chat templates join parts without a separator
         parts = [(part, f"{where}: {key}[{index}]") for index, part in enumerate(content)]
         text = "".join(_part(part, place) for part, place in parts)
         return text, _weight_of_parts(parts) if role == "assistant" else None
@@ -150,7 +154,7 @@ def _as_json(value: Any) -> str:
 
 
 def _are_parts(content: Any) -> bool:
-    """Whether a list is one of a message's parts, not a tool's result as it is."""
+    """Whether `content` is a list of a message's parts, rather than a tool's result."""
     return isinstance(content, list) and all(
         isinstance(part, dict) and "type" in part for part in content
     )
@@ -175,9 +179,9 @@ def _part(part: Any, where: str) -> str:
 
 
 def refuse_untrainable(
-    value: dict[str, Any], where: str, keys: Iterable[str] = tuple(UNTRAINABLE)
+    value: dict[str, Any], where: str, keys: Iterable[str] = tuple(UNTRAINABLE_KEYS)
 ) -> None:
-    """What no prompt format here can show."""
+    """Raises RowError where a value stands under one of `keys`: no prompt format can write it."""
     for key in keys:
         if value.get(key) and value[key] != "[]":
-            raise RowError(UNTRAINABLE[key], f"{where}: {key!r}; only text is trained")
+            raise RowError(UNTRAINABLE_KEYS[key], f"{where}: {key!r}; only text is trained")

@@ -1,12 +1,12 @@
-"""mixture.yaml of a folder of conversations: how often the examples of each file are trained on.
+"""Reads mixture.yaml of a folder of conversations: how often each file's examples are trained on.
 
     chat.jsonl: 2.0        # each example twice per epoch
-    code/python.json: 0.5  # one half of them, chosen by a hash
+    code/python.json: 0.5  # half of the examples, chosen by a hash
 
-A file that is not named has weight 1. Weight w gives an example floor(w) copies, and one more
-where a hash of (seed, example) lies below the fractional part: so more rows never change what
-becomes of the others, and a larger weight only ever adds. Validation takes each example that has a
-copy once: what is measured does not count twice.
+A file that is not named has weight 1. Weight w gives an example floor(w) copies, plus one if a hash
+of (seed, example) is below the fractional part. So adding rows never changes the copies of other
+rows, and a larger weight only adds copies. An example in the validation split stands there once,
+whatever its weight, so that no example counts twice in a metric.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from simple_llama.data.sources import check_inside, find_files, name_in
 from simple_llama.errors import InputError
 from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, typed
 
-NAME = "mixture.yaml"
+MIXTURE_FILE = "mixture.yaml"
 MAX_WEIGHT = 100.0
 
 
 class Mixture:
-    """The weights of files."""
+    """The weight of each file, and the copies that follow from it."""
 
     def __init__(self, weights: dict[str, float], seed: int) -> None:
         self.weights = weights
@@ -31,8 +31,9 @@ class Mixture:
 
     @classmethod
     def of(cls, path: str | Path, seed: int) -> "Mixture":
-        """That of a folder; a file, or a folder without one, has none. Raises InputError."""
-        file = Path(path) / NAME
+        """Read a folder's mixture.yaml; without one, and for a file, all weights are 1. Raises
+        InputError."""
+        file = Path(path) / MIXTURE_FILE
         if not os.path.isdir(path) or not os.path.lexists(file):
             return cls({}, seed)
         check_inside(file, Path(path))
@@ -40,7 +41,7 @@ class Mixture:
         composed = {_nfc(name): name for name in names}
         weights = {}
         for written, value in read_mapping(file).items():
-            # a Mac decomposes the letters of file names, an editor does not
+            # macOS decomposes accented letters in file names (NFD), editors compose them (NFC)
             name = written if written in names else composed.get(_nfc(str(written)), written)
             if name not in names:
                 close = did_you_mean(name, names)
@@ -51,7 +52,9 @@ class Mixture:
         return cls(weights, seed)
 
     def copies(self, file: str, digest: bytes) -> int:
-        """How often an example stands in the training data; its digest is the conversation's."""
+        """How often an example of a file stands in the training data.
+
+        digest: a hash of its conversation."""
         whole, part = divmod(self.weights.get(file, 1.0), 1)
         if not part:
             return int(whole)

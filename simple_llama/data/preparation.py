@@ -1,9 +1,9 @@
-"""Rows → train and val: de-duplication, mixture and split, with nothing lost.
+"""The prepare stage: removes duplicates, applies the mixture and splits into train and val.
 
-kept + rejected + duplicates = examples; what a mixture's weight leaves out is counted beside them.
-A duplicate is the same conversation to the character: case and indentation mean something in code.
-The side of an example depends on the seed and its first prompt alone, however that is spelled, so
-a prompt never stands on both sides and adding rows never moves an old one.
+Nothing is lost: kept + rejected + duplicates = examples; examples that the mixture leaves out are
+counted separately. A duplicate equals another conversation in every character, because case and
+indentation matter in code. The split of an example depends only on the seed and on its normalised
+first prompt. So no prompt is in both splits, and adding rows never moves an example.
 """
 
 import hashlib
@@ -18,36 +18,37 @@ from typing import Any, BinaryIO
 from simple_llama.data.examples import to_example
 from simple_llama.data.formats import ConversationReader
 from simple_llama.data.messages import Message
-from simple_llama.data.mixture import NAME, Mixture
-from simple_llama.data.normalisation import normalised, pattern
+from simple_llama.data.mixture import MIXTURE_FILE, Mixture
+from simple_llama.data.normalisation import normalised, prompt_pattern
 from simple_llama.data.rows import Row, RowError, read_rows
-from simple_llama.data.supervision import LeftOut
+from simple_llama.data.supervision import UntrainedRow
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.params import PrepareParams
 
-SHOWN_AS_VALUE = 2**16
-"""Characters of a rejected row; a longer one is recorded as it stands, which takes less memory."""
+MAX_PARSED_CHARACTERS = 2**16
+"""A rejected row up to this length is recorded parsed; a longer one as text, which takes less
+memory."""
 
 RECORD = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 @dataclass
 class Counts:
-    """What became of the rows."""
+    """How many rows were kept, rejected or left out."""
 
     duplicates: int = 0
     train: int = 0
     val: int = 0
     left_out: int = 0
-    """By a weight of the mixture below 1."""
+    """Left out by a mixture weight below 1."""
     untrained: int = 0
-    """Left out because the row itself says so."""
+    """Left out because the row's own flags say so."""
     repeated: int = 0
-    """Further copies in train, by a weight above 1."""
+    """Additional copies in train, by a mixture weight above 1."""
     rejected_by_reason: Counter[str] = field(default_factory=Counter)
     first_rejected: str = ""
-    """Id and reason."""
+    """Its id and reason."""
 
     @property
     def rejected(self) -> int:
@@ -67,11 +68,11 @@ def prepare(
     folder: str | Path,
     watch: Callable[[Iterable[Row]], Iterable[Row]] = iter,
 ) -> dict[str, Any]:
-    """Write train, val, rejected and duplicates .jsonl into `folder`; the report of prepare.json.
+    """Write train, val, rejected and duplicates .jsonl into `folder`; returns the report.
 
-    Memory: some 100 bytes an example. `watch` wraps the rows, to show progress. Raises InputError
-    where the input is unreadable, too much of it is rejected, or a side stays empty; then train
-    and val are not written, the other two are if the whole input could be read.
+    Memory: about 100 bytes per example. `watch` wraps the rows, to show progress. Raises InputError
+    where the input cannot be read, more than max_rejected is rejected, or a split stays empty. Then
+    train and val are not written; rejected and duplicates are if all input could be read.
     """
     folder = Path(folder)
     counts, likeness = Counts(), _Likeness()
@@ -90,7 +91,7 @@ def prepare(
                 except RowError as error:
                     _reject(row, error, rejected, counts)
                     continue
-                except LeftOut:
+                except UntrainedRow:
                     counts.untrained += 1
                     continue
                 digest = _digest(example.messages)
@@ -100,7 +101,7 @@ def prepare(
                     continue
                 copies = mixture.copies(row.file, digest)
                 if not copies:
-                    # not seen: another file, of a larger weight, may hold it too
+                    # not added to `seen`: a file with a larger weight may hold the example too
                     counts.left_out += 1
                     continue
                 seen.add(digest)
@@ -125,7 +126,7 @@ def prepare(
         "left_out": counts.left_out,
         "repeated": counts.repeated,
         "untrained": counts.untrained,
-        "files_by_format": dict(sorted(Counter(read.found.values()).items())),
+        "files_by_format": dict(sorted(Counter(read.format_of_file.values()).items())),
         "dropped_keys": dict(sorted(read.dropped_keys.items())),
         "rejected_by_reason": dict(sorted(counts.rejected_by_reason.items())),
         "val_prompts_like_train": likeness.share(),
@@ -133,12 +134,12 @@ def prepare(
 
 
 def _digest(messages: list[Message]) -> bytes:
-    """16 bytes, equal for equal conversations."""
+    """16 bytes that are equal if the conversations are equal."""
     return hashlib.blake2b(RECORD(messages).encode(), digest_size=16).digest()
 
 
 class _Side:
-    """Which side a first prompt is on: a keyed hash of it, compared with the split."""
+    """Chooses the split of a first prompt: a keyed hash of it is compared with train_split."""
 
     def __init__(self, seed: int, train_split: float) -> None:
         self.key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
@@ -150,16 +151,17 @@ class _Side:
 
 
 class _Likeness:
-    """The share of validation examples whose first prompt follows a training prompt's pattern.
+    """The share of validation examples whose first prompt has the pattern of a training prompt.
 
-    An upper bound for "differs only in digits or names". 8 bytes an example.
+    It is an upper bound for prompts that differ from a training prompt only in digits or names. It
+    takes 8 bytes per example.
     """
 
     def __init__(self) -> None:
         self.digests = {True: array("Q"), False: array("Q")}
 
     def add(self, prompt: str, trains: bool) -> None:
-        digest = hashlib.blake2b(pattern(prompt).encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(prompt_pattern(prompt).encode(), digest_size=8).digest()
         self.digests[trains].append(int.from_bytes(digest, "big"))
 
     def share(self) -> float:
@@ -173,11 +175,11 @@ def _reject(row: Row, error: RowError, file: BinaryIO, counts: Counts) -> None:
     counts.rejected_by_reason[error.reason] += 1
     counts.first_rejected = counts.first_rejected or f"{row.id}: {error}"
     record = {"id": row.id, "reason": str(error)}
-    content = row.value if len(row.text) <= SHOWN_AS_VALUE else row.text
+    content = row.value if len(row.text) <= MAX_PARSED_CHARACTERS else row.text
     try:
         line = RECORD({**record, "content": content}).encode()
     except (TypeError, ValueError, RecursionError):
-        # what JSON cannot say again (twice the same key, NaN, half a surrogate): as it stood
+        # a repeated key, NaN or a lone surrogate cannot be written as JSON: record the row's text
         line = RECORD({**record, "content": row.text}).encode()
     file.write(line + b"\n")
 
@@ -191,7 +193,7 @@ def _check_counts(counts: Counts, params: PrepareParams, rejected: Path) -> None
             f"{reason!r} ({times}), first {counts.first_rejected}; all in {rejected}"
         )
     if not counts.kept:
-        left_out = f", {counts.left_out} left out by {NAME}" if counts.left_out else ""
+        left_out = f", {counts.left_out} left out by {MIXTURE_FILE}" if counts.left_out else ""
         raise InputError(
             f"{params.ft_json_path}: no example left{left_out}; the rejected are in {rejected}"
         )

@@ -1,4 +1,4 @@
-"""Conversations → token ids and loss masks: one rendering for training and for inference."""
+"""Turns conversations into token ids and loss masks. Training and inference use the same code."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simple_llama.data.assembly import Assembler, Encoded, EncodedBatch
-from simple_llama.data.format_choice import FormatChoice, check_ids, choose_format
+from simple_llama.data.format_choice import FormatChoice, check_template_ids, choose_format
 from simple_llama.data.prompt_formats import Message, PromptFormat, Refusal
 from simple_llama.data.template_format import TemplateFormat
-from simple_llama.data.tokenizer import TextEncoder, adapt, special_ids
-from simple_llama.data.tokenizer_folder import CONFIG
-from simple_llama.data.tokenizer_source import TEMPLATE, TOKENIZER, TokenizerSource
+from simple_llama.data.tokenizer import TextEncoder, make_text_encoder, special_ids
+from simple_llama.data.tokenizer_folder import CONFIG_FILE
+from simple_llama.data.tokenizer_source import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerSource
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, write_json
 from simple_llama.generation_config import GENERATION, as_written, read_end_ids
 
-TRIAL: list[Message] = [
+TRIAL_CONVERSATION: list[Message] = [
     {"role": "user", "content": "Hello there"},
     {"role": "assistant", "content": "Hello"},
 ]
@@ -26,7 +26,7 @@ class ChatTokenizer:
     """A Hugging Face tokenizer and a prompt format.
 
     Ids go from 0 to vocab_size - 1. A conversation is a list of messages: an optional system
-    prompt (without one, the default stands in), then user and assistant in turns.
+    message (the default system prompt replaces a missing one), then user and assistant in turns.
     """
 
     def __init__(
@@ -41,17 +41,19 @@ class ChatTokenizer:
         self.model_max_length = model_max_length
         self.vocab_size = encoder.vocab_size
         self.base_vocab_size = encoder.base_vocab_size
-        """Ids that the base model was trained with; those above are of tokens that were added."""
+        """Vocabulary size of the base model; ids from here on are of added tokens."""
         self.file_vocab_size = encoder.vocab_size - len(encoder.added)
-        """Ids that its own files have, those that an earlier run added to them included."""
+        """Vocabulary size of the tokenizer's files, including tokens that an earlier run added."""
         self._ids = {token: encoder.id_of(token) for token in self._format.controls}
         self._assemble = Assembler(encoder, self._ids)
         self.stop_id = self._ids[self._format.stop]
         self.stop_ids = [self.stop_id]
-        """All ids that end a reply in generation, the one that is trained first."""
+        """All ids that end a reply in generation; the first is the one that is trained."""
         self.pad_id = encoder.id_of(encoder.pad)
         self.unk_id = None if encoder.unk is None else encoder.id_of(encoder.unk)
-        self._unspoken = {self.pad_id, self.stop_id, *special_ids(encoder.public)} - {self.unk_id}
+        self._unspoken = {self.pad_id, self.stop_id, *special_ids(encoder.published)} - {
+            self.unk_id
+        }
 
     @classmethod
     def from_path(
@@ -62,24 +64,24 @@ class ChatTokenizer:
         system_prompt: str,
         model_max_length: int | None = None,
     ) -> "ChatTokenizer":
-        """From a tokenizer.json, or a folder that holds one, of any origin.
+        """Load any tokenizer.json, or a folder that holds one.
 
-        Raises InputError where it is none, nothing points to a format, or the two do not fit.
+        Raises InputError where it is not a tokenizer, nothing points to a prompt format, or
+        tokenizer and format do not fit.
         """
         chat = cls._of(TokenizerSource.read(path), prompt_format, system_prompt, model_max_length)
-        chat.encode([TRIAL], "last_reply")
+        chat.encode([TRIAL_CONVERSATION], "last_reply")
         return chat.for_model(path)
 
     @classmethod
     def from_folder(cls, folder: str | Path, prompt_format: str = "auto") -> "ChatTokenizer":
-        """From what `save` wrote; from a folder of others, without a default system prompt.
-
-        Raises InputError.
+        """Load what `save` wrote, or another tokenizer's folder, which has no default system
+        prompt. Raises InputError.
         """
         source = TokenizerSource.read(folder)
         prompt = source.config.get("default_system_prompt", "")
         if not isinstance(prompt, str):
-            raise InputError(f"{Path(folder) / CONFIG}: no text under 'default_system_prompt'")
+            raise InputError(f"{Path(folder) / CONFIG_FILE}: no text under 'default_system_prompt'")
         length, size = (source.config.get(key) for key in ("model_max_length", "base_vocab_size"))
         chat = cls._of(source, prompt_format, prompt, length if isinstance(length, int) else None)
         if isinstance(size, int) and 0 < size <= chat.vocab_size:
@@ -87,7 +89,7 @@ class ChatTokenizer:
         return chat.for_model(folder)
 
     def for_model(self, folder: str | Path) -> "ChatTokenizer":
-        """The same, with replies that also end where the model of a folder ends its texts."""
+        """A copy in which replies also end at the eos ids of the model in a folder."""
         other = copy.copy(self)
         other.stop_ids = list(dict.fromkeys([*self.stop_ids, *read_end_ids(folder)]))
         return other
@@ -98,7 +100,7 @@ class ChatTokenizer:
     ) -> "ChatTokenizer":
         def of(choice: FormatChoice) -> ChatTokenizer:
             form = choice.format
-            encoder = adapt(
+            encoder = make_text_encoder(
                 source,
                 form.controls,
                 stop=form.stop,
@@ -116,14 +118,14 @@ class ChatTokenizer:
 
         chat = of(choose_format(prompt_format, source, system_prompt, prompts))
         if isinstance(chat._format, TemplateFormat):
-            check_ids(source, chat._format, chat.prompt)
+            check_template_ids(source, chat._format, chat.prompt)
         return chat
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json, tokenizer_config.json and a template of its own, which `transformers`
-        loads as they are; further stop ids in a generation_config.json."""
+        """Write tokenizer.json, tokenizer_config.json and, if it is the tokenizer's own, the chat
+        template, as `transformers` loads them. Several stop ids go into generation_config.json."""
         folder = Path(folder)
-        with atomic_write(folder / TOKENIZER) as file:
+        with atomic_write(folder / TOKENIZER_FILE) as file:
             file.write(f"{self._encoder.to_json()}\n".encode())
         form, encoder = self._format, self._encoder
         config: dict[str, Any] = {
@@ -140,33 +142,34 @@ class ChatTokenizer:
             "chat_template": self.chat_template,
             "model_max_length": self.model_max_length,
         }
-        if isinstance(form, TemplateFormat):  # it stands in a file, as it was
-            with atomic_write(folder / TEMPLATE) as file:
+        if isinstance(form, TemplateFormat):  # its own template goes into a file, unchanged
+            with atomic_write(folder / TEMPLATE_FILE) as file:
                 file.write(self.chat_template.encode())
             config |= {**form.named, "add_bos_token": form.adds_bos, "chat_template": None}
         known = {key: value for key, value in config.items() if value is not None}
-        write_json(folder / CONFIG, known)
+        write_json(folder / CONFIG_FILE, known)
         if self.stop_ids != [encoder.id_of(known["eos_token"])]:
             write_json(folder / GENERATION, {"eos_token_id": as_written(self.stop_ids)})
 
     @property
     def added_tokens(self) -> int:
-        """How many of its highest ids the base model has not seen."""
+        """Number of tokens that were added to the base model's vocabulary; they have the highest
+        ids."""
         return self.vocab_size - self.base_vocab_size
 
     @property
     def control_ids(self) -> dict[str, int]:
-        """The control tokens that the format writes."""
+        """Name → id of the control tokens that the format writes."""
         return {token: self._ids[token] for token in self._format.tokens}
 
     @property
     def chat_template(self) -> str:
-        """The prompt format as Jinja, for `transformers` and servers."""
+        """The prompt format as a Jinja template, for `transformers` and servers."""
         return self._format.chat_template(self.system_prompt)
 
     @property
     def description(self) -> str:
-        """The format, why it is that one, and what was added to the tokenizer for it."""
+        """For the user: the format, why it was chosen, and which tokens were added for it."""
         added = self._encoder.added
         said = f"prompt format {self._format.name}: {self._reason}"
         if added:
@@ -180,8 +183,8 @@ class ChatTokenizer:
         conversations: Sequence[Sequence[Message]],
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[Encoded]:
-        """Training examples of conversations that end with a reply, one for each but where a chat
-        template makes several. Raises InputError where the format refuses one."""
+        """Training examples of conversations that end with a reply: one each, or several where a
+        chat template rewrites earlier turns. Raises InputError where the format refuses one."""
         batch = self.encode_batch(conversations, supervise)
         for reason in batch.refused.values():
             raise InputError(f"prompt format {self._format.name}: {reason}")
@@ -192,13 +195,14 @@ class ChatTokenizer:
         conversations: Sequence[Sequence[Message]],
         supervise: Literal["last_reply", "all_replies"],
     ) -> EncodedBatch:
-        """The same, end to end. What follows the last reply that is trained is cut off: no loss
-        depends on it. A conversation that trains nothing is empty."""
+        """The same examples as `encode`, concatenated. Each is cut off after its last target,
+        because no loss depends on the rest. A conversation without targets becomes an empty
+        example."""
         return self._assemble(self._format.render_all(conversations, self.system_prompt, supervise))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Inference prompt of a conversation that ends with a user turn or a tool's result.
-        Raises InputError where the format refuses it."""
+        """Token ids of the inference prompt of a conversation that ends with a user turn or a
+        tool's result. Raises InputError where the format refuses it."""
         assert messages[-1]["role"] in ("user", "tool"), messages[-1]["role"]
         pieces = self._format.prompt(messages, self.system_prompt)
         batch = self._assemble([pieces if isinstance(pieces, Refusal) else [pieces]])
@@ -206,19 +210,19 @@ class ChatTokenizer:
             raise InputError(f"prompt format {self._format.name}: {reason}")
         return batch.ids.tolist()  # type: ignore[no-any-return]
 
-    def hidden(self, messages: Sequence[Message]) -> set[str]:
-        """What they say and the format does not show."""
-        return {key for message in messages for key in self._format.hides if key in message}
+    def hidden_keys(self, messages: Sequence[Message]) -> set[str]:
+        """The keys of these messages that the format does not write."""
+        return {key for message in messages for key in self._format.hidden_keys if key in message}
 
     @property
-    def calls(self) -> bool:
-        """Whether the format shows calls of tools."""
-        return self._format.calls
+    def shows_calls(self) -> bool:
+        """Whether the format writes tool calls."""
+        return self._format.shows_calls
 
     def has_control(self, ids: Sequence[int]) -> bool:
         """Whether a control token is among the ids."""
         return not self._unspoken.isdisjoint(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
+        """The text of token ids, without control tokens; invalid UTF-8 becomes U+FFFD."""
         return self._encoder.decode([int(token) for token in ids])

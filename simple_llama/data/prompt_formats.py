@@ -1,4 +1,4 @@
-"""Prompt formats as data: what stands before and after each message, and one renderer for all.
+"""Prompt formats as data: the text before and after each message, and one renderer for all formats.
 
     begin, then each message as  joiner, before, content, after
 
@@ -6,9 +6,9 @@
                                                                  ^^^^^^^^^^^^^^^ supervised
     |--------------------- the inference prompt -----------------|
 
-A joiner stands between two messages, so nothing follows the last stop token: it would never be
-trained or generated. Training, inference, and the Jinja template for other programs are all made
-from the same description.
+A joiner stands between two messages and not after the last one: text after the last stop token
+would be neither trained nor generated. Training examples, inference prompts and the Jinja template
+for other programs all come from the same description.
 """
 
 import re
@@ -17,64 +17,66 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant" | "tool", "content": text}, and of a reply perhaps
-"weight": 1 or 0, whether it is trained, which otherwise `supervise` says. What else may be in it
-stands at messages.Message."""
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}. A reply may have "weight": 1
+or 0 says whether it is trained; without it, `supervise` decides. messages.Message has the rest."""
 
 
 class Control(str):
-    """A control token by its name. It becomes an id; every other str is text."""
+    """The name of a control token, which becomes one id. Every other str is text."""
 
     __slots__ = ()
 
 
 EOS, BOS = Control("EOS"), Control("BOS")
-"""Stand for what the tokenizer at hand has; see PromptFormat.resolved."""
+"""Placeholders for a tokenizer's own tokens; PromptFormat.resolved replaces them."""
 
-Pieces = tuple[str, ...]
-"""Text and Control."""
+FixedPieces = tuple[str, ...]
+"""Fixed text and control tokens of a format."""
 
 Piece = tuple[str, bool]
-"""Text or Control of a rendered conversation, and whether it is a target of the loss."""
+"""Text or Control of a rendered conversation, and whether it is a target of the loss.
+
+A text that spans several pieces is encoded as one; see assembly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a format can't write a conversation, in a line."""
+    """Why a format cannot write a conversation, in one line."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one kind of message is put in."""
+    """The fixed pieces around the messages of one role."""
 
-    joiner: Pieces
-    """Left out before the first message of a conversation."""
-    before: Pieces
-    after: Pieces
+    joiner: FixedPieces
+    """Before each message except the first of a conversation."""
+    before: FixedPieces
+    after: FixedPieces
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """A format. Its replies end in one control token, the stop token of generation."""
+    """A prompt format. Each reply ends with one control token, the stop token of generation."""
 
     name: str
-    begin: Pieces
+    begin: FixedPieces
     system: Turn
     user: Turn
     reply: Turn
     system_always: bool
-    """Whether an empty system prompt is still written; else its whole turn is left out."""
-    hides: ClassVar = frozenset(("reasoning_content", "chat_template_kwargs"))
-    """What messages may say and it does not show."""
-    calls: ClassVar = False
-    """Whether it shows calls of tools."""
+    """Whether the system turn is written even if the system prompt is empty."""
+    hidden_keys: ClassVar = frozenset(("reasoning_content", "chat_template_kwargs"))
+    """Keys of messages that the format does not write."""
+    shows_calls: ClassVar = False
+    """Whether the format writes tool calls."""
     strip: Literal["nothing", "replies", "everything"]
-    """White space taken off: none, before replies, or around every message.
+    """Where white space is removed: nowhere, at the start of replies, or around every message.
 
-    Where the prompt ends in text, such as a line break, most tokenizers make one token of it and
-    of white space that follows. Generation cannot: it starts after the prompt's last token."""
+    If a prompt ends in text, such as a line break, most tokenizers merge it with white space at the
+    start of the reply into one token. Generation cannot do so: it starts after the prompt's last
+    token."""
 
     @property
     def stop(self) -> str:
@@ -83,7 +85,7 @@ class PromptFormat:
 
     @property
     def tokens(self) -> list[str]:
-        """Its control tokens, each once, in the order of a prompt."""
+        """The control tokens of the format, each once, in the order of a prompt."""
         pieces = [*self.begin]
         for turn in (self.system, self.user, self.reply):
             pieces += (*turn.joiner, *turn.before, *turn.after)
@@ -91,18 +93,18 @@ class PromptFormat:
 
     @property
     def controls(self) -> list[str]:
-        """What is a control token where the format writes it, and text elsewhere."""
+        """Tokens that are control tokens where the format writes them, and text in messages."""
         return self.tokens
 
     def resolved(
         self, *, eos: str | None, bos: str | None, special: Iterable[str]
     ) -> "PromptFormat":
-        """With EOS and BOS as a tokenizer calls them (a BOS that it lacks is left out), and with
-        markers that are special tokens of it as the control tokens which they are there."""
+        """The format for one tokenizer. EOS and BOS become its tokens; without a BOS token, BOS is
+        omitted. Markers in fixed text that are special tokens of it become control tokens."""
         names = sorted(special, key=len, reverse=True)
         split = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
 
-        def pieces(given: Pieces) -> Pieces:
+        def pieces(given: FixedPieces) -> FixedPieces:
             found: list[str] = []
             for piece in given:
                 if piece is EOS or piece is BOS:
@@ -142,8 +144,9 @@ class PromptFormat:
     ) -> list[Piece]:
         """Text and Control pieces of a conversation, each with whether it is a target of the loss.
 
-        An optional system prompt, then user and assistant in turns. After a user turn stands what
-        a reply begins with. `system_prompt` takes the place of a missing one.
+        messages: an optional system message, then user and assistant in turns. A conversation that
+        ends with a user turn ends with the start of a reply. `system_prompt` is used if there is no
+        system message.
         """
         turns = list(messages)
         system = turns.pop(0)["content"] if turns[0]["role"] == "system" else system_prompt
@@ -178,7 +181,7 @@ class PromptFormat:
         system_prompt: str,
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[list[list[Piece]] | Refusal]:
-        """The same of each conversation, up to its last target: an example each."""
+        """One example per conversation: its pieces up to the last target."""
         rendered: list[list[list[Piece]] | Refusal] = []
         for messages in conversations:
             if any(map(uses_tools, messages)):
@@ -191,14 +194,14 @@ class PromptFormat:
         return rendered
 
     def prompt(self, messages: Sequence[Message], system_prompt: str) -> list[Piece] | Refusal:
-        """The pieces of an inference prompt: of messages that end with a user turn."""
+        """The pieces of the inference prompt of messages that end with a user turn."""
         if any(map(uses_tools, messages)):
             return Refusal(NO_TOOLS)
         return self.render(messages, system_prompt, "last_reply")
 
     def chat_template(self, system_prompt: str) -> str:
-        """The format as Jinja, for `transformers` and servers; replies in generation blocks, from
-        which `transformers` makes the mask."""
+        """The format as a Jinja template for `transformers` and servers. Replies stand in
+        generation blocks, from which `transformers` makes the loss mask."""
         content = "message['content']"
         stripped = f"({content} | trim)" if self.strip == "everything" else content
         reply = f"{content}.lstrip()" if self.strip == "replies" else stripped
@@ -221,12 +224,12 @@ NO_TOOLS = "tool calls, which it does not show"
 
 
 def uses_tools(message: Message) -> bool:
-    """Whether it offers tools, calls one, or is a result."""
+    """Whether a message offers tools, calls a tool, or is the result of a call."""
     return "tool_calls" in message or "tools" in message or message["role"] == "tool"
 
 
-def _fixed(pieces: Pieces) -> list[tuple[str, bool]]:
-    """What is no target."""
+def _fixed(pieces: FixedPieces) -> list[tuple[str, bool]]:
+    """The pieces, marked as no targets."""
     return [(piece, False) for piece in pieces]
 
 
@@ -248,24 +251,26 @@ TEMPLATE = """\
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{reply_begin}{{%- endif -%}}
 """
-"""Of str.format, which halves the braces."""
+"""The template's frame for str.format, which turns each {{ into {."""
 
 
-def _output(before: Pieces, content: str = "", after: Pieces = ()) -> str:
-    """Jinja that writes pieces, what the expression `content` gives, and pieces; or nothing."""
+def _output(before: FixedPieces, content: str = "", after: FixedPieces = ()) -> str:
+    """A Jinja expression that writes `before`, the value of the expression `content`, and `after`;
+    "" if all are empty."""
     parts = [_quoted("".join(pieces)) if pieces else "" for pieces in (before, after)]
     sum_ = " + ".join(part for part in (parts[0], content, parts[1]) if part)
     return f"{{{{- {sum_} -}}}}" if sum_ else ""
 
 
 def _quoted(text: str) -> str:
-    """A Jinja string."""
+    """The text as a Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return "'" + escaped.replace("\n", "\\n").replace("\r", "\\r") + "'"
 
 
-def _chat(joiner: Pieces, before: tuple[str, ...], after: Pieces) -> dict[str, Turn]:
-    """The turns of a format that differ in the role's name alone; ROLE stands for it."""
+def _chat(joiner: FixedPieces, before: tuple[str, ...], after: FixedPieces) -> dict[str, Turn]:
+    """The turns of a format in which they differ only in the name of the role. ROLE in `before` is
+    replaced by it."""
     return {
         field: Turn(
             joiner=joiner,
@@ -277,9 +282,9 @@ def _chat(joiner: Pieces, before: tuple[str, ...], after: Pieces) -> dict[str, T
 
 
 CONTROL_TOKENS = ("<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>")
-"""Of a tokenizer made for SimpleLLaMA."""
+"""The control tokens of a tokenizer that was made for the format simple_llama."""
 
-FORMATS = {
+PROMPT_FORMATS = {
     one.name: one
     for one in (
         PromptFormat(
@@ -299,8 +304,8 @@ FORMATS = {
             system_always=False,
             strip="replies",
         ),
-        # https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct, which strips too; 3.1 and
-        # later put two lines of dates before the system prompt
+        # https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct, which strips messages too.
+        # Llama 3.1 and later write two lines of dates before the system prompt
         PromptFormat(
             name="llama3",
             begin=(Control("<|begin_of_text|>"),),

@@ -1,8 +1,8 @@
-"""Files of JSON, JSONL or tables → rows, in flat memory.
+"""Reads rows from files of JSON, JSONL or tables, in constant memory.
 
-A file that is no table is a JSON array or JSONL, told apart by its first byte: `[` opens an array.
-What is wrong with a file as a whole raises InputError; what is wrong with one row gives a row that
-says so, and the rest is read on.
+A file that is not a table is a JSON array if its first byte is `[`, otherwise JSONL. A fault of the
+whole file raises InputError. A fault of one row does not stop reading: that row's value is a
+RowError.
 """
 
 import codecs
@@ -16,29 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from simple_llama.data.sources import find_files, name_in, opened
+from simple_llama.data.sources import find_files, name_in, open_decompressed
 from simple_llama.data.tables import (
     as_json,
     columnar_rows,
     csv_rows,
-    delimiter,
+    find_delimiter,
     is_columnar,
 )
 from simple_llama.errors import InputError
 from simple_llama.files import describe_placeholder, read_head
 
 CHUNK_BYTES = 2**20
-MAX_ROW = 25 * 2**20
-"""Characters of an array's element, bytes of a line: so far its end is looked for. The longest
-record fits, every character of it escaped; parsed, a row can take 30 times its size."""
+MAX_ROW_LENGTH = 25 * 2**20
+"""Longest element of an array in characters, longest line of JSONL in bytes. The longest record of
+prepare fits even if every character is escaped. Parsed, a row can take 30 times this in memory."""
 SHOWN_OF_LONG_ROW = 1000
 PARTIAL_TOKEN = 16
-"""Characters: an error so near the end of what was read may be a number, word or escape cut off."""
+"""Characters. A parse error this close to the end of what was read may only mean that a number,
+word or escape is incomplete, so more is read before it counts as an error."""
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class RowError(ValueError):
-    """One row cannot be used: `reason` is a short stable name, the message says precisely why."""
+    """One row cannot be used. `reason` is a short fixed name to count by; str() gives details."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -50,36 +51,36 @@ class Row:
     """One element of an array or one line of JSONL."""
 
     id: str
-    """File name and position from 0: demo_sft.json[17]."""
+    """File name and position, counted from 0: demo_sft.json[17]."""
     file: str
-    """The file's name, in a folder with the path that leads to it there."""
+    """The file's name; for a file in a folder, its path relative to that folder."""
     value: Any
-    """What was parsed; a RowError where the row is no JSON."""
+    """The parsed row, or a RowError if it cannot be parsed."""
     text: str
-    """As it stands in the file."""
+    """The row as it is written in the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Whole lines of a JSONL file, which can be read apart from the rest."""
+    """Complete lines of a JSONL file, which can be parsed independently of the rest."""
 
     path: Path
     first: int
-    """The first line's number in the file."""
+    """Number of the first line in the file, counted from 0."""
     offset: int
-    """Where that begins, in bytes."""
+    """Byte offset of the first line in the file."""
     lines: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatedKey:
-    """Stands for a JSON object in which a key stands twice: none of the two can be chosen."""
+    """Replaces a JSON object that has a key twice: it is unknown which of the two is meant."""
 
     key: str
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """Every row of a file or a folder. Raises InputError."""
+    """Yield every row of a file or folder. Raises InputError for a fault of a whole file."""
     file = Path(path)
     try:
         for file in find_files(path):
@@ -90,15 +91,15 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             if is_columnar(first):
                 yield from _table_rows(name, columnar_rows(file, first))
                 continue
-            if (between := delimiter(file)) is not None:
-                with opened(file) as data:
+            if (between := find_delimiter(file)) is not None:
+                with open_decompressed(file) as data:
                     yield from _table_rows(name, csv_rows(file, data, between))
                 continue
-            with opened(file) as data:
+            with open_decompressed(file) as data:
                 is_array = _first_byte(file, data) == b"["
-            with opened(file) as data:
+            with open_decompressed(file) as data:
                 yield from (_array_rows if is_array else _line_rows)(file, name, data)
-    except OSError as error:  # reading names no file
+    except OSError as error:  # an error while reading does not name the file
         raise InputError(f"{error.filename or file}: {error.strerror}") from None
 
 
@@ -109,16 +110,16 @@ def _table_rows(name: str, rows: Iterator[dict[str, Any] | str]) -> Iterator[Row
 
 
 def read_blocks(path: str | Path, size: int) -> Iterator[Block]:
-    """A JSONL file in pieces of about so many bytes. Raises InputError."""
+    """Split a JSONL file into blocks of about `size` bytes. Raises InputError."""
     path = Path(path)
     first = offset = 0
     try:
-        with opened(path) as file:
+        with open_decompressed(path) as file:
             if _first_byte(path, file) == b"[":
                 raise InputError(f"{path}: a JSON array, wanted JSONL")
-        with opened(path) as file:
+        with open_decompressed(path) as file:
             while lines := file.read(size):
-                lines += file.readline(MAX_ROW + 1)
+                lines += file.readline(MAX_ROW_LENGTH + 1)
                 yield Block(path, first, offset, lines)
                 first += lines.count(b"\n")
                 offset += len(lines)
@@ -127,7 +128,7 @@ def read_blocks(path: str | Path, size: int) -> Iterator[Block]:
 
 
 def block_rows(block: Block) -> Iterator[Row]:
-    """Its rows, as read_rows gives them. Raises InputError."""
+    """The rows of a block, as read_rows yields them. Raises InputError."""
     file = io.BytesIO(block.lines)
     return _parsed_lines(block.path, block.path.name, file, block.first, block.offset)
 
@@ -141,18 +142,20 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    # Python refuses to convert more than 4300 digits; no text of a conversation is a number
+    # Python refuses to convert more than 4300 digits, and no number that is read is so large
     return int(digits) if len(digits) <= 300 else math.inf
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
-TOO_LONG = RowError("too long", f"no end within {MAX_ROW} bytes; the content is its beginning")
+TOO_LONG = RowError(
+    "too long", f"no end within {MAX_ROW_LENGTH} bytes; the content is its beginning"
+)
 
 
 def _first_byte(path: Path, file: BinaryIO) -> bytes:
-    """The first byte that is no white space, b"[" for an array. Raises InputError."""
+    """The first byte that is not white space: b"[" for an array. Raises InputError."""
     head = file.read(8)
     if head.startswith(codecs.BOM_UTF8):
         remove = "sed '1s/^\\xEF\\xBB\\xBF//'"
@@ -167,7 +170,7 @@ def _first_byte(path: Path, file: BinaryIO) -> bytes:
 
 
 def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
-    """JSONL. Raises InputError if no line is an object."""
+    """The rows of a JSONL file. Raises InputError if no line is an object."""
     objects = 0
     problem = ""
     for row in _parsed_lines(path, name, file, 0, 0):
@@ -182,8 +185,10 @@ def _line_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
 
 
 def _parsed_lines(path: Path, name: str, file: BinaryIO, first: int, begin: int) -> Iterator[Row]:
-    """A line that is no JSON is a row that says so. first, begin: the first line's number and
-    byte offset, where the file is a part of another."""
+    """The row of each line; its value is a RowError where the line is not JSON.
+
+    first, begin: number and byte offset of the first line, if `file` is a part of a file.
+    """
     for index, (offset, line, whole) in enumerate(_lines(file), first):
         try:
             text = line.decode("utf-8", "strict" if whole else "replace").strip(" \t\r\n")
@@ -194,11 +199,12 @@ def _parsed_lines(path: Path, name: str, file: BinaryIO, first: int, begin: int)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Byte offset, line, True; of a line over MAX_ROW only the beginning, False."""
+    """(byte offset, line, True) of each line; of a line longer than MAX_ROW_LENGTH only the
+    beginning, and False."""
     offset = 0
-    while line := file.readline(MAX_ROW + 1):
+    while line := file.readline(MAX_ROW_LENGTH + 1):
         length = len(line)
-        if whole := length <= MAX_ROW or line.endswith(b"\n"):
+        if whole := length <= MAX_ROW_LENGTH or line.endswith(b"\n"):
             yield offset, line, whole
         else:
             yield offset, line[:SHOWN_OF_LONG_ROW], whole
@@ -222,7 +228,7 @@ def _not_utf8(path: Path, offset: int) -> str:
 
 
 def _array_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
-    """The elements of a JSON array. Raises InputError with the line where it stops being one."""
+    """The elements of a JSON array. Raises InputError with the line at which it is not valid."""
     window = _Window(path, name, file)
     window.take()
     if window.peek() == "]":
@@ -241,7 +247,7 @@ def _array_rows(path: Path, name: str, file: BinaryIO) -> Iterator[Row]:
 
 
 class _Window:
-    """The part of a file's text that is being parsed; what lies behind is forgotten."""
+    """The part of a file's text that is being parsed. What was parsed before is dropped."""
 
     def __init__(self, path: Path, name: str, file: BinaryIO) -> None:
         self.path, self.name, self.file = path, name, file
@@ -254,7 +260,7 @@ class _Window:
         self._bytes_read = 0
 
     def peek(self) -> str:
-        """The next character that is no white space; "" at the end of the file."""
+        """The next character that is not white space; "" at the end of the file."""
         while True:
             match = SPACE.match(self.text, self.at)
             assert match
@@ -264,13 +270,13 @@ class _Window:
             self._read(CHUNK_BYTES)
 
     def take(self) -> str:
-        """Like peek, and goes past it."""
+        """Return the same character as peek, and move past it."""
         mark = self.peek()
         self.at += len(mark)
         return mark
 
     def element(self) -> Row:
-        """The next element. Raises InputError."""
+        """Parse the next element. Raises InputError."""
         self.peek()
         row_id = f"{self.name}[{self.index}]"
         while True:
@@ -292,10 +298,10 @@ class _Window:
                     self.index += 1
                     return row
             pending = len(self.text) - self.at
-            if pending > MAX_ROW:
-                raise self.error(f"{row_id}: no end within {MAX_ROW} characters", self.at)
+            if pending > MAX_ROW_LENGTH:
+                raise self.error(f"{row_id}: no end within {MAX_ROW_LENGTH} characters", self.at)
             # doubling keeps the cost of parsing an element again linear in its length
-            self._read(max(CHUNK_BYTES, min(pending, MAX_ROW - pending)))
+            self._read(max(CHUNK_BYTES, min(pending, MAX_ROW_LENGTH - pending)))
 
     def error(self, message: str, at: int) -> InputError:
         line = self.lines_behind + self.text.count("\n", 0, at) + 1

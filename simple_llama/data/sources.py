@@ -1,4 +1,4 @@
-"""A path → the files of conversations behind it, opened and unpacked."""
+"""Finds the files of conversations under a path, and opens and decompresses them."""
 
 import gzip
 import io
@@ -16,27 +16,26 @@ from simple_llama.errors import InputError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-NAMES = re.compile(
+DATA_FILE_NAME = re.compile(
     r".*(\.(json|jsonl|ndjson|jsonlines|csv|tsv)(\.(gz|xz|zst))?|\.(parquet|arrow))", re.IGNORECASE
 )
-"""What files of conversations in a folder are called."""
-BESIDE_ARROW = ("dataset_info.json", "dataset_dict.json", "state.json")
-"""What `datasets` saves about the data."""
-PACKED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""First bytes of a packed file → how it is packed."""
-ARCHIVES = {b"PK\3\4": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"BZh": "bzip2"}
-MAX_RATIO = 200
-"""How many times its packed size a file may unpack to. Conversations reach 3 to 50, a gzip bomb
-1000 (https://www.zlib.net/zlib_tech.html)."""
-FREE_BYTES = 2**20
-"""So much may come out of any packed file."""
+ARROW_METADATA_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` saves beside Arrow files; they hold no conversations."""
+COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a file → its compression."""
+ARCHIVE_MAGIC = {b"PK\3\4": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"BZh": "bzip2"}
+MAX_COMPRESSION_RATIO = 200
+"""A file may decompress to at most this many times its size. Conversations reach 3 to 50, a gzip
+bomb 1000 (https://www.zlib.net/zlib_tech.html)."""
+UNCHECKED_BYTES = 2**20
+"""Output up to this size is allowed whatever the ratio."""
 BUFFER_BYTES = 2**16
-CACHED = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
-"""Where a cache of DVC 3, wherever it is, has a file: by the MD5 of what is in it."""
+DVC_CACHE_PATH = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+"""How the path of a file in a DVC 3 cache ends: with the MD5 of its content."""
 
 
 def find_files(path: str | Path) -> list[Path]:
-    """The file itself, or the sorted files of a folder, by NAMES. Raises InputError."""
+    """The file itself, or the data files of a folder, sorted. Raises InputError."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -57,16 +56,19 @@ def find_files(path: str | Path) -> list[Path]:
     return found
 
 
-def others(path: str | Path) -> list[str]:
-    """The files of a folder that are not read and may be conversations."""
+def unread_files(path: str | Path) -> list[str]:
+    """Names of the files in a folder that find_files passes over: the user may have expected them
+    to be read."""
     folder = Path(path)
     files = _files(folder) if folder.is_dir() else []
-    unread = (file for file in files if not _is_data(file) and file.name not in BESIDE_ARROW)
+    unread = (
+        file for file in files if not _is_data(file) and file.name not in ARROW_METADATA_FILES
+    )
     return [name_in(file, folder) for file in unread]
 
 
 def _files(path: Path) -> list[Path]:
-    """All but the hidden ones, sorted."""
+    """All files below a folder except hidden ones, sorted."""
     found = []
     for folder, folders, names in os.walk(path, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -75,79 +77,81 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    if file.name in BESIDE_ARROW:
+    if file.name in ARROW_METADATA_FILES:
         return not any(file.parent.glob("*.arrow")) and not any(file.parent.glob("*/*.arrow"))
-    return NAMES.fullmatch(file.name) is not None
+    return DATA_FILE_NAME.fullmatch(file.name) is not None
 
 
 def _refuse(error: OSError) -> None:
-    """os.walk passes over a folder it cannot list, and its rows would be missed."""
+    """By default os.walk skips a folder that it cannot list: its rows would silently be missing."""
     raise error
 
 
 def check_inside(file: Path, folder: Path) -> None:
-    """Raises InputError where it is no file, or a link that leads out of the folder and not into
-    DVC's cache, where `cache.type symlink` keeps the files of a folder that DVC tracks."""
+    """Raises InputError if `file` is not a file, or is a link that leads out of the folder. A link
+    into DVC's cache is allowed: with `cache.type symlink` DVC replaces tracked files by links."""
     if not file.is_file():
         raise InputError(f"{file}: not a file")
     place = file.resolve()
-    if not place.is_relative_to(folder.resolve()) and not CACHED.search(place.as_posix()):
+    if not place.is_relative_to(folder.resolve()) and not DVC_CACHE_PATH.search(place.as_posix()):
         raise InputError(f"{file}: a link that leads out of {folder}; put the file itself there")
 
 
 def name_in(file: Path, path: str | Path) -> str:
-    """What a file is called in ids: its path in the folder it was found in."""
+    """The name of a file in row ids: its path relative to the folder in which it was found."""
     name = file.name if file == Path(path) else file.relative_to(path).as_posix()
-    # a name that is no UTF-8 could not be written into a record
+    # a name that is not UTF-8 could not be written as JSON
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, unpacked where it is packed with gzip, xz or zstd, whatever its name says.
+def open_decompressed(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, decompressing gzip, xz and zstd as it is read.
 
-    Unpacking goes along with reading. Raises InputError where the packed data is damaged or
-    unpacks to more than MAX_RATIO times its size.
+    The first bytes tell the compression, not the name. Raises InputError where the compressed
+    data is damaged or decompresses to more than MAX_COMPRESSION_RATIO times its size.
     """
     with open(path, "rb") as file:
         head = file.read(8)
         file.seek(0)
-        for magic, kind in ARCHIVES.items():
+        for magic, kind in ARCHIVE_MAGIC.items():
             if head.startswith(magic):
                 raise InputError(f"{path}: a {kind} archive, which is not read: unpack it")
-        packing = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
-        if packing is None:
+        kinds = (kind for magic, kind in COMPRESSION_MAGIC.items() if head.startswith(magic))
+        compression = next(kinds, None)
+        if compression is None:
             yield file
             return
-        with io.BufferedReader(_Unpacked(path, file, packing), BUFFER_BYTES) as unpacked:
-            yield unpacked
+        with io.BufferedReader(_Decompressed(path, file, compression), BUFFER_BYTES) as content:
+            yield content
 
 
 def check_ratio(path: Path, unpacked: int, packed: int) -> None:
-    """Raises InputError where so many bytes come out of so few."""
-    if unpacked > max(FREE_BYTES, MAX_RATIO * packed):
+    """Raises InputError if `unpacked` bytes are too many for a file of `packed` bytes."""
+    if unpacked > max(UNCHECKED_BYTES, MAX_COMPRESSION_RATIO * packed):
         raise InputError(
-            f"{path}: unpacks to over {MAX_RATIO} times its size, as no conversations do"
+            f"{path}: unpacks to over {MAX_COMPRESSION_RATIO} times its size, "
+            "as no conversations do"
         )
 
 
-def _unpacking(packed: BinaryIO, packing: str) -> Any:
-    """A file whose `read` gives what was packed."""
-    if packing == "gzip":
+def _decompressor(packed: BinaryIO, compression: str) -> Any:
+    """A file object whose `read` returns decompressed bytes."""
+    if compression == "gzip":
         return gzip.GzipFile(fileobj=packed)
-    if packing == "xz":
+    if compression == "xz":
         return lzma.LZMAFile(packed)
-    import pyarrow as pa  # Python has it from 3.14 on
+    import pyarrow as pa  # Python's own module for zstd comes with 3.14
 
     return pa.CompressedInputStream(packed, "zstd")
 
 
-class _Unpacked(io.RawIOBase):
-    """What comes out of a packed file, counted."""
+class _Decompressed(io.RawIOBase):
+    """A decompressed file that checks the compression ratio while it is read."""
 
-    def __init__(self, path: Path, packed: BinaryIO, packing: str) -> None:
-        self.path, self.packed, self.packing = path, packed, packing
-        self.unpacking = _unpacking(packed, packing)
+    def __init__(self, path: Path, packed: BinaryIO, compression: str) -> None:
+        self.path, self.packed, self.compression = path, packed, compression
+        self.decompressor = _decompressor(packed, compression)
         self.count = 0
 
     def readable(self) -> bool:
@@ -156,9 +160,9 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         view = memoryview(buffer)
         try:
-            data = self.unpacking.read(len(view))
+            data = self.decompressor.read(len(view))
         except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
-            raise InputError(f"{self.path}: damaged {self.packing} data: {error}") from None
+            raise InputError(f"{self.path}: damaged {self.compression} data: {error}") from None
         self.count += len(data)
         check_ratio(self.path, self.count, self.packed.tell())
         view[: len(data)] = data

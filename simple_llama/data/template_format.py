@@ -4,20 +4,20 @@
     render(messages[: i + 1])                      ...<|im_start|>assistant\\nreply<|im_end|>\\n
                                                                              ^^^^^^^^^^^^^^^ reply i
 
-The first must be the beginning of the second: what comes after it, up to the control token that
-ends it, is the reply. Where the template has generation blocks, that part of it is supervised that
-stands in them.
+The first text must be a prefix of the second. The rest of the second, up to the control token that
+ends it, is the reply. If the template has generation blocks, only the part of the reply inside them
+is supervised.
 
-A template may write earlier turns in other words once another follows, without their thoughts, say.
-A reply that does not stand in the whole conversation, with all before it, as it did when it was
-given makes an example of its own, which ends with it.
+A template may rewrite earlier turns once another turn follows, for example leave out their
+reasoning. If a reply and all before it is no longer a prefix of the whole conversation, that reply
+becomes an example of its own, which ends with it.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from simple_llama.data.control_marks import Marked, Marks
+from simple_llama.data.control_marks import ControlTokens, MarkedMessages
 from simple_llama.data.prompt_formats import (
     NO_TOOLS,
     Control,
@@ -26,50 +26,50 @@ from simple_llama.data.prompt_formats import (
     Refusal,
     uses_tools,
 )
-from simple_llama.data.template_renderer import Job, Rendered, Renderer
-from simple_llama.data.template_traits import seen, traits_of
-from simple_llama.data.tokenizer_folder import KINDS
+from simple_llama.data.template_renderer import Rendered, Renderer, RenderJob
+from simple_llama.data.template_traits import find_traits, template_messages
+from simple_llama.data.tokenizer_folder import SPECIAL_TOKEN_KINDS
 from simple_llama.data.tokenizer_source import TokenizerSource
 from simple_llama.errors import InputError
 
-NAME = "template"
-BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
-Given = tuple[Sequence[Message], dict[str, Any]]
-"""The messages that a template is told, and its further variables."""
+TEMPLATE_FORMAT = "template"
+GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
+TemplateInput = tuple[Sequence[Message], dict[str, Any]]
+"""The messages that the template gets, and its other variables."""
 
 
 class TemplateFormat:
-    """A prompt format that a chat template makes."""
+    """A prompt format defined by a chat template."""
 
-    name = NAME
+    name = TEMPLATE_FORMAT
     begin = ()
 
     def __init__(self, source: TokenizerSource) -> None:
-        """Raises InputError where there is no template, or none that can be trained with."""
+        """Raises InputError where there is no template, or it cannot be used for training."""
         if source.template is None:
             raise InputError(
-                f"{source.path}: no chat template beside it, wanted one for prompt_format {NAME}: "
-                "the folder of a tokenizer that has one"
+                f"{source.path}: no chat template beside it, wanted one for prompt_format "
+                f"{TEMPLATE_FORMAT}: the folder of a tokenizer that has one"
             )
         self._path, self._template = source.template_path, source.template
         self.named = named_tokens(source)
         self.adds_bos = source.bos is not None
         self._renderer = Renderer(self._path, source.template, self.named)
-        self._marks = Marks(source)
-        self.controls = [Control(name) for name in self._marks.names]
-        """Every token that is a control token where the template writes it, and text elsewhere."""
-        self._traits = traits_of(self._renderer, self._marks)
+        self._control_tokens = ControlTokens(source)
+        self.controls = [Control(name) for name in self._control_tokens.names]
+        """Tokens that are control tokens where the template writes them, and text in messages."""
+        self._traits = find_traits(self._renderer, self._control_tokens)
         self.tokens, self.stop = self._traits.tokens, self._traits.stop
         self.notes = self._traits.notes()
         if "strftime_now" in source.template:
             self.notes.append("its date is always the same")
-        self.calls = self._traits.shows_calls
-        """Whether it shows tools, calls of them and their results."""
-        self.hides = frozenset(() if self._traits.shows_thoughts else ("reasoning_content",))
-        """What messages may say and it does not show."""
+        self.shows_calls = self._traits.shows_calls
+        """Whether the template writes tools, tool calls and their results."""
+        self.hidden_keys = frozenset(() if self._traits.shows_thoughts else ("reasoning_content",))
+        """Keys of messages that the template does not write."""
 
     def chat_template(self, system_prompt: str) -> str:
-        """As it was."""
+        """The tokenizer's own template, unchanged."""
         return self._template
 
     def render_all(
@@ -78,16 +78,16 @@ class TemplateFormat:
         system_prompt: str,
         supervise: Literal["last_reply", "all_replies"],
     ) -> list[list[list[Piece]] | Refusal]:
-        """The examples of each conversation, each up to its last target; an empty one where
-        nothing is trained."""
+        """The examples of each conversation, each cut off after its last target; a single empty
+        example where nothing is trained."""
         given = [self._given(messages, system_prompt) for messages in conversations]
-        cuts = [
-            [cut for place in _trained(messages, supervise) for cut in _around(place)]
+        prefixes = [
+            [prefix for place in _trained(messages, supervise) for prefix in _around(place)]
             for messages, _ in given
         ]
         return [
             one if isinstance(one, Refusal) else self._supervised(one, mark)
-            for one, mark in self._render(given, cuts)
+            for one, mark in self._render(given, prefixes)
         ]
 
     def prompt(self, messages: Sequence[Message], system_prompt: str) -> list[Piece] | Refusal:
@@ -96,11 +96,11 @@ class TemplateFormat:
         [(one, mark)] = self._render([given], [[(len(given[0]), True)]])
         return one if isinstance(one, Refusal) else list(self._pieces(one[0].text, [], mark))
 
-    def texts(
+    def prompt_texts(
         self, conversations: Sequence[Sequence[Message]]
     ) -> list[tuple[Sequence[Message], str]]:
-        """Those that the template does not refuse, without a system prompt, and the text of each
-        one's inference prompt."""
+        """(messages, text of the inference prompt) of each conversation, without a system prompt.
+        Conversations that the template refuses are left out."""
         bare = [[{"role": "system", "content": ""}, *messages] for messages in conversations]
         given = [self._given(messages, "") for messages in bare]
         done = self._render(given, [[(len(messages), True)] for messages, _ in given])
@@ -110,9 +110,9 @@ class TemplateFormat:
             if not isinstance(one, Refusal)
         ]
 
-    def _given(self, messages: Sequence[Message], system_prompt: str) -> Given:
-        """What the template is told: an empty system prompt is none, and one that it does not
-        show stands in the first message."""
+    def _given(self, messages: Sequence[Message], system_prompt: str) -> TemplateInput:
+        """What the template gets. An empty system prompt is left out. If the template does not
+        write system prompts, a system prompt is put in front of the first message."""
         turns = list(messages)
         first: Message = {"content": system_prompt}
         if turns[0]["role"] == "system":
@@ -135,20 +135,23 @@ class TemplateFormat:
         return turns, variables
 
     def _render(
-        self, given: Sequence[Given], cuts: Sequence[list[tuple[int, bool]]]
+        self, given: Sequence[TemplateInput], prefixes: Sequence[list[tuple[int, bool]]]
     ) -> list[tuple[list[Rendered] | Refusal, str]]:
-        """The cuts of each, and the mark in control tokens that stand in its messages."""
-        jobs: list[Job] = []
-        all_marked: list[Marked | Refusal | None] = []
-        for (messages, variables), wanted in zip(given, cuts):
-            if not self.calls and ("tools" in variables or any(map(uses_tools, messages))):
+        """The rendered prefixes of each input, and the mark in control tokens of its messages (""
+        if there are none)."""
+        jobs: list[RenderJob] = []
+        all_marked: list[MarkedMessages | Refusal | None] = []
+        for (messages, variables), wanted in zip(given, prefixes):
+            if not self.shows_calls and ("tools" in variables or any(map(uses_tools, messages))):
                 all_marked.append(Refusal(NO_TOOLS))
                 continue
-            plain = seen(messages)
-            jobs.append(Job(messages=plain, cuts=wanted, variables=variables))
-            all_marked.append(marked := self._marks.marked(plain, variables))
+            plain = template_messages(messages)
+            jobs.append(RenderJob(messages=plain, prefixes=wanted, variables=variables))
+            all_marked.append(marked := self._control_tokens.mark(plain, variables))
             if marked is not None:
-                jobs.append(Job(messages=marked.messages, cuts=wanted, variables=marked.variables))
+                jobs.append(
+                    RenderJob(messages=marked.messages, prefixes=wanted, variables=marked.variables)
+                )
         done = iter(self._renderer.render(jobs))
         found: list[tuple[list[Rendered] | Refusal, str]] = []
         for one in all_marked:
@@ -158,15 +161,17 @@ class TemplateFormat:
                 found.append((next(done), ""))
             else:
                 unmarked = next(done)
-                found.append((one.checked(next(done), unmarked), one.mark))
+                found.append((one.check(next(done), unmarked), one.mark))
         return found
 
-    def _supervised(self, cuts: Sequence[Rendered], mark: str) -> list[list[Piece]] | Refusal:
-        """cuts: for each reply that is to be trained its prompt, and what ends with it."""
-        whole = cuts[-1].text if cuts else ""
+    def _supervised(self, prefixes: Sequence[Rendered], mark: str) -> list[list[Piece]] | Refusal:
+        """The examples of a conversation.
+
+        prefixes: for each trained reply, the prefix before it and the one that ends with it."""
+        whole = prefixes[-1].text if prefixes else ""
         examples: list[list[Piece]] = []
         targets: list[tuple[int, int]] = []
-        for prompt, reply in zip(cuts[::2], cuts[1::2]):
+        for prompt, reply in zip(prefixes[::2], prefixes[1::2]):
             span = self._reply(prompt.text, reply)
             if isinstance(span, Refusal):
                 return span
@@ -181,32 +186,34 @@ class TemplateFormat:
         return examples
 
     def _reply(self, prompt: str, reply: Rendered) -> tuple[int, int] | Refusal:
-        """From where to where in the text the loss counts; an empty span where the template's
-        generation blocks leave the reply out."""
+        """The span (start, end) of the text that is supervised; it is empty where the template's
+        generation blocks exclude the reply."""
         text, start = reply.text, len(prompt)
         if not text.startswith(prompt):
             return Refusal("its prompt is not how the text with the reply begins")
-        ends = [(end, name) for begin, end, name in self._marks.found(text) if begin >= start]
+        ends = [
+            (end, name) for begin, end, name in self._control_tokens.find(text) if begin >= start
+        ]
         stops = [end for end, name in ends if name == self.stop] or [end for end, _ in ends]
         if not stops:
             return Refusal("its reply ends in no control token")
-        if not BLOCK.search(self._template):
+        if not GENERATION_BLOCK.search(self._template):
             return start, stops[-1]
         blocks = [(a, b) for a, b in reply.blocks if b > start]
         if not blocks:
             return start, start
         if text[start : blocks[0][0]].strip():
-            # what is trained would follow a text that no prompt has
+            # the supervised text would follow a text that no inference prompt contains
             return Refusal("its generation block leaves out how the reply begins")
         return max(start, blocks[0][0]), stops[-1]
 
     def _pieces(self, text: str, targets: Sequence[tuple[int, int]], mark: str) -> Iterator[Piece]:
-        """The text, cut at control tokens and where targets begin and end."""
+        """The text, split at control tokens and where targets begin and end."""
         borders = [*(at for span in targets for at in span), len(text) + 1]
         passed = begin = 0
-        for start, end, name in [*self._marks.found(text), (len(text), len(text), "")]:
+        for start, end, name in [*self._control_tokens.find(text), (len(text), len(text), "")]:
             stop = start
-            if name in self._marks.strips_left:
+            if name in self._control_tokens.strips_left:
                 stop = begin + len(text[begin:start].rstrip())
             while begin < stop:
                 while borders[passed] <= begin:
@@ -220,25 +227,25 @@ class TemplateFormat:
             if name:
                 yield Control(name), passed % 2 == 1
             begin = end
-            if name in self._marks.strips_right:
+            if name in self._control_tokens.strips_right:
                 begin = end + len(text[end:]) - len(text[end:].lstrip())
 
 
 def _around(place: int) -> list[tuple[int, bool]]:
-    """The cuts of a reply: what it answers, and what ends with it."""
+    """The two prefixes of a reply: the one before it, and the one that ends with it."""
     return [(place, True), (place + 1, False)]
 
 
 def named_tokens(source: TokenizerSource) -> dict[str, str]:
-    """What a template knows as bos_token and so on."""
-    names = {f"{kind}_token": source.named(kind) for kind in KINDS}
+    """The template's variables bos_token, eos_token and so on."""
+    names = {f"{kind}_token": source.named(kind) for kind in SPECIAL_TOKEN_KINDS}
     return {name: token for name, token in names.items() if token is not None}
 
 
 def _trained(
     messages: Sequence[Message], supervise: Literal["last_reply", "all_replies"]
 ) -> list[int]:
-    """The places of the replies that are trained."""
+    """The indices of the replies that are trained."""
     last = len(messages) - 1
     return [
         place

@@ -1,11 +1,11 @@
-"""Rendering conversations with a chat template that came with a tokenizer, in a process of its own.
+"""Renders conversations with a tokenizer's chat template, in a separate process.
 
-One process renders any number of them:
+One process renders all conversations:
 
-    here                                          foreign_template.py
-    template, variables            ─────────▶     compiled once
-    conversations, a batch a line  ─────────▶     each cut of each rendered
-    their texts, or why not        ◀─────────     one conversation a line, as soon as it is done
+    here                                            foreign_template.py
+    template, variables              ─────────▶     compiles it once
+    conversations, one batch a line  ─────────▶     renders each prefix of each
+    texts, or why it was refused     ◀─────────     one line for each conversation
 """
 
 import json
@@ -20,43 +20,45 @@ from pathlib import Path
 from typing import Any
 
 from simple_llama.data import foreign_template
-from simple_llama.data.foreign_template import SECONDS
+from simple_llama.data.foreign_template import MAX_CPU_SECONDS
 from simple_llama.data.prompt_formats import Refusal
 from simple_llama.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A conversation, and which beginnings of it are to be rendered."""
+class RenderJob:
+    """A conversation, and which of its prefixes to render."""
 
     messages: list[dict[str, Any]]
-    cuts: list[tuple[int, bool]]
-    """How many messages, and whether what a reply begins with is to follow."""
+    prefixes: list[tuple[int, bool]]
+    """(number of messages, add_generation_prompt) of each prefix."""
     variables: dict[str, Any] = field(default_factory=dict)
-    """Further names that the template may look at, such as `tools`."""
+    """Other variables of the template, such as `tools`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a template made of one cut."""
+    """The rendered text of one prefix."""
 
     text: str
     blocks: list[tuple[int, int]]
-    """Where in the text its {% generation %} blocks stand."""
+    """The spans of its {% generation %} blocks."""
 
 
 class Renderer:
-    """A template and the process that renders it, which starts with the first job and ends with
-    this object, or with the process it is in."""
+    """A template and the process that renders it.
+
+    The process starts with the first job. It ends when this object is deleted or this process ends.
+    """
 
     def __init__(self, path: Path, template: str, variables: Mapping[str, str]) -> None:
-        """path: where it stands, for messages. variables: bos_token and so on."""
+        """path: the template's file, for error messages. variables: bos_token and so on."""
         self.path, self.template, self.variables = path, template, dict(variables)
         self._child: subprocess.Popen[bytes] | None = None
 
-    def render(self, jobs: Sequence[Job]) -> list[list[Rendered] | Refusal]:
-        """The text of each cut of each job. Raises InputError where the template is none, does
-        not end, or outgrows its memory."""
+    def render(self, jobs: Sequence[RenderJob]) -> list[list[Rendered] | Refusal]:
+        """The texts of each job's prefixes, or a Refusal. Raises InputError where the template is
+        invalid, does not end, or needs too much memory."""
         child = self._started()
         assert child.stdin is not None
         try:
@@ -83,7 +85,7 @@ class Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for those who wait for it
+            start_new_session=True,  # Ctrl-C must reach only this process, which then ends it
         )
         weakref.finalize(self, _end, self._child)
         assert self._child.stdin is not None
@@ -93,7 +95,7 @@ class Renderer:
             self._child.stdin.flush()
         fault = self._answer([])
         if fault:
-            raise InputError(f"{self.path}: its chat template is none: {fault}")
+            raise InputError(f"{self.path}: its chat template is invalid: {fault}")
         return self._child
 
     def _answer(self, messages: Sequence[Mapping[str, Any]]) -> Any:
@@ -108,7 +110,7 @@ class Renderer:
         child, self._child = self._child, None
         _end(child)
         if child.returncode == -signal.SIGPROF:
-            why = f"does not end within {SECONDS} s of processor time"
+            why = f"does not end within {MAX_CPU_SECONDS} s of processor time"
         else:
             why = f"broke the process that renders it ({child.returncode})"
         at = f", for a conversation that begins {_shown(messages[0])}" if messages else ""
@@ -121,7 +123,7 @@ def _shown(message: Mapping[str, Any]) -> str:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    """It ends when nothing more can come."""
+    """Close the pipes, at which the process ends, and wait for it."""
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
             with suppress(OSError):

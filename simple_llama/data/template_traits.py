@@ -1,28 +1,28 @@
-"""What a chat template does with a conversation, found out by letting it write some."""
+"""Finds out what a chat template does with a conversation, by rendering probes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simple_llama.data.control_marks import Marks
+from simple_llama.data.control_marks import ControlTokens
 from simple_llama.data.prompt_formats import Control, Message, Refusal
-from simple_llama.data.template_renderer import Job, Rendered, Renderer
+from simple_llama.data.template_renderer import Rendered, Renderer, RenderJob
 from simple_llama.errors import InputError
 
 USER, REPLY, SYSTEM = "Hello there", "Hello", "Be brief"
-PROBE: list[dict[str, Any]] = [
+PLAIN_PROBE: list[dict[str, Any]] = [
     {"role": "user", "content": USER},
     {"role": "assistant", "content": REPLY},
     {"role": "user", "content": "And you?"},
     {"role": "assistant", "content": "Fine"},
 ]
 THOUGHT, TOOL_NAME, ARGUMENT, RESULT = "Hmm, hello", "look_around", "kitchen", "an empty one"
-TAGGED: list[dict[str, Any]] = [
-    PROBE[0],
-    {**PROBE[1], "content": f"<think>\n{THOUGHT}\n</think>\n\n{REPLY}"},
-    *PROBE[2:],
+THINK_TAG_PROBE: list[dict[str, Any]] = [
+    PLAIN_PROBE[0],
+    {**PLAIN_PROBE[1], "content": f"<think>\n{THOUGHT}\n</think>\n\n{REPLY}"},
+    *PLAIN_PROBE[2:],
 ]
-THINKING: list[Message] = [PROBE[0], {**PROBE[1], "reasoning_content": THOUGHT}]
+REASONING_PROBE: list[Message] = [PLAIN_PROBE[0], {**PLAIN_PROBE[1], "reasoning_content": THOUGHT}]
 TOOL = {
     "type": "function",
     "function": {
@@ -35,8 +35,8 @@ TOOL = {
         },
     },
 }
-CALLING: list[Message] = [
-    PROBE[0],
+TOOL_CALL_PROBE: list[Message] = [
+    PLAIN_PROBE[0],
     {
         "role": "assistant",
         "content": "",
@@ -50,31 +50,40 @@ CALLING: list[Message] = [
     },
     {"role": "tool", "content": RESULT, "tool_call_id": "call12345", "name": TOOL_NAME},
 ]
-SHOWN = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
-"""What a template sees of a message."""
+TEMPLATE_MESSAGE_KEYS = (
+    "role",
+    "content",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+)
+"""Keys of a message that a template gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traits:
-    """Of a chat template."""
+class TemplateTraits:
+    """What a chat template writes."""
 
     tokens: list[Control]
-    """The control tokens of a plain conversation, in its order."""
+    """The control tokens of a plain conversation, in order of their first occurrence."""
     stop: Control
-    """The one that ends its replies."""
+    """The control token that ends a reply."""
     ends_in_space: bool
-    """Whether the inference prompt ends in white space, which swallows that of a reply."""
+    """Whether the inference prompt ends in white space. White space at the start of a reply would
+    merge with it into one token, so it is removed."""
     shows_system: bool
     shows_thoughts: bool
+    """Whether it writes the key reasoning_content."""
     shows_calls: bool
-    """And tools, and what these return."""
+    """Whether it writes tools, tool calls and their results."""
     keeps_tags: bool
-    """Whether thoughts in the text of a reply stay there, be it between tags."""
+    """Whether it writes reasoning that stands between tags in a reply's text."""
     rewrites: bool
-    """Whether an earlier reply is written in other words than it was given in."""
+    """Whether it writes an earlier reply differently once another turn follows."""
 
     def notes(self) -> list[str]:
-        """What a user should know."""
+        """Lines for the user about what the template does not write."""
         notes = {
             "it shows no system prompt, which stands before the first message": self.shows_system,
             "it shows no tool calls": self.shows_calls,
@@ -87,14 +96,20 @@ class Traits:
         return [note for note, usual in notes.items() if not usual]
 
 
-def traits_of(renderer: Renderer, marks: Marks) -> Traits:
-    """Raises InputError where a template is none that can be trained with."""
+def find_traits(renderer: Renderer, control_tokens: ControlTokens) -> TemplateTraits:
+    """The traits of a template. Raises InputError where it cannot be used for training."""
     jobs = [
-        Job(messages=PROBE, cuts=[(1, True), (2, False), (4, False)]),
-        Job(messages=[{"role": "system", "content": SYSTEM}, *PROBE], cuts=[(2, True)]),
-        Job(messages=TAGGED, cuts=[(2, False), (4, False)]),
-        Job(messages=seen(THINKING), cuts=[(2, False)]),
-        Job(messages=seen(CALLING), cuts=[(1, True), (3, True)], variables={"tools": [TOOL]}),
+        RenderJob(messages=PLAIN_PROBE, prefixes=[(1, True), (2, False), (4, False)]),
+        RenderJob(
+            messages=[{"role": "system", "content": SYSTEM}, *PLAIN_PROBE], prefixes=[(2, True)]
+        ),
+        RenderJob(messages=THINK_TAG_PROBE, prefixes=[(2, False), (4, False)]),
+        RenderJob(messages=template_messages(REASONING_PROBE), prefixes=[(2, False)]),
+        RenderJob(
+            messages=template_messages(TOOL_CALL_PROBE),
+            prefixes=[(1, True), (3, True)],
+            variables={"tools": [TOOL]},
+        ),
     ]
     rendered = renderer.render(jobs)
     plain, system, tagged, thinking, calling = rendered
@@ -104,17 +119,19 @@ def traits_of(renderer: Renderer, marks: Marks) -> Traits:
         raise _unfit(renderer, f"refuses {without}: {plain.reason}")
     if rendered != Renderer(renderer.path, renderer.template, renderer.variables).render(jobs):
         raise _unfit(renderer, "writes other text on each call")
-    prompt, one, _ = (cut.text for cut in plain)
+    prompt, one, _ = (prefix.text for prefix in plain)
     if USER not in prompt or not one.startswith(prompt) or REPLY not in one[len(prompt) :]:
         raise _unfit(renderer, "does not begin a reply where its prompt for one ends")
     said = one.rindex(REPLY)
-    controls = [(start, Control(name)) for start, _, name in marks.found(one)]
+    controls = [(start, Control(name)) for start, _, name in control_tokens.find(one)]
     ends = [name for start, name in controls if start > said]
     if not ends:
         raise _unfit(renderer, "ends replies with no control token")
-    tail = prompt[max((end for _, end, _ in marks.found(prompt)), default=0) :]
-    asked, called = ("", "") if isinstance(calling, Refusal) else (cut.text for cut in calling)
-    return Traits(
+    tail = prompt[max((end for _, end, _ in control_tokens.find(prompt)), default=0) :]
+    asked, called = (
+        ("", "") if isinstance(calling, Refusal) else (prefix.text for prefix in calling)
+    )
+    return TemplateTraits(
         tokens=list(dict.fromkeys(name for _, name in controls)),
         stop=ends[0],
         ends_in_space=tail != tail.rstrip(),
@@ -126,16 +143,16 @@ def traits_of(renderer: Renderer, marks: Marks) -> Traits:
         and RESULT in called,
         keeps_tags=isinstance(tagged, Refusal) or THOUGHT in tagged[0].text,
         rewrites=not all(
-            _continues(cuts, ends[0])
-            for cuts in (plain[1:], tagged)
-            if not isinstance(cuts, Refusal)
+            _continues(prefixes, ends[0])
+            for prefixes in (plain[1:], tagged)
+            if not isinstance(prefixes, Refusal)
         ),
     )
 
 
-def _continues(cuts: Sequence[Rendered], stop: Control) -> bool:
-    """Whether the second begins as the first does, up to the end of its reply."""
-    first, second = (cut.text for cut in cuts)
+def _continues(prefixes: Sequence[Rendered], stop: Control) -> bool:
+    """Whether the second text starts with the first, up to the stop token of the first's reply."""
+    first, second = (prefix.text for prefix in prefixes)
     return second.startswith(first[: first.rindex(stop)] if stop in first else first)
 
 
@@ -143,9 +160,13 @@ def _unfit(renderer: Renderer, why: str) -> InputError:
     return InputError(f"{renderer.path}: its chat template {why}")
 
 
-def seen(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """What a template sees of messages: thoughts by both names, as in `transformers`."""
-    shown = [{key: message[key] for key in SHOWN if key in message} for message in messages]
+def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as a template gets them; reasoning under both names that templates read, as in
+    `transformers`."""
+    shown = [
+        {key: message[key] for key in TEMPLATE_MESSAGE_KEYS if key in message}
+        for message in messages
+    ]
     for message in shown:
         if "reasoning_content" in message:
             message["thinking"] = message["reasoning_content"]

@@ -1,7 +1,7 @@
-"""A tokenizer of any origin → one that encodes text and nothing but text.
+"""Adapts any tokenizer so that it encodes text as text only, and never to control tokens.
 
-Control tokens are put between the texts by `prompt.py`, as ids. What a tokenizer would add or cut
-off by itself is taken away; what it lacks for a prompt format is added.
+`assembly.py` inserts control tokens between texts as ids. So the tokenizer's own post-processor,
+truncation and padding are removed, and tokens that a prompt format needs are added.
 """
 
 import json
@@ -13,40 +13,47 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simple_llama.data.tokenizer_source import KNOWN, TokenizerSource, parse, refusing, steps
-from simple_llama.data.words import Words, cut
+from simple_llama.data.tokenizer_source import (
+    COMMON_TOKEN_NAMES,
+    TokenizerSource,
+    as_input_error,
+    parse_tokenizer,
+    pipeline_steps,
+)
+from simple_llama.data.words import WordEncoder, word_pattern
 from simple_llama.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_ID = 2**24
-"""A few tables have an entry for each id up to the highest."""
+"""Highest allowed id: some arrays have an entry for each id up to the highest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """A tokenizer made ready: it encodes and decodes text, and knows its control tokens by id."""
+    """An adapted tokenizer: it encodes and decodes text, and knows the ids of control tokens."""
 
     tokenizer: "Tokenizer"
-    within: "Tokenizer"
-    """The same for text after a control token, where some put no space before a first word."""
-    public: "Tokenizer"
-    """What is published, and decodes."""
-    words: Words | None
-    """The fast way for text that can be cut into words here."""
+    after_control: "Tokenizer"
+    """The same for text after a control token. Some tokenizers put a space before the first word of
+    a conversation only."""
+    published: "Tokenizer"
+    """The tokenizer that is saved, and that decodes."""
+    words: WordEncoder | None
+    """Encodes most text faster, if it supports this tokenizer."""
     pad: str
     unk: str | None
-    """What stands for text that the vocabulary lacks; some lack none."""
+    """The token for text that is not in the vocabulary, if there can be such text."""
     bos: str | None
-    """What each conversation begins with."""
+    """The token with which each conversation begins, if any."""
     added: tuple[str, ...]
-    """Control tokens that the tokenizer had not."""
+    """Control tokens that were added to the tokenizer."""
     base_vocab_size: int
-    """Its highest id plus one, before they were added."""
+    """The highest id plus one, before tokens were added."""
 
     def id_of(self, token: str) -> int:
-        """Of a token that is known to be there."""
+        """The id of a token that is known to exist."""
         found = self.tokenizer.token_to_id(token)
         assert found is not None, token
         return int(found)
@@ -57,12 +64,13 @@ class TextEncoder:
         return int(max(self.tokenizer.get_vocab().values())) + 1
 
     def encode(self, texts: list[str], *, at_start: bool) -> list[NDArray[np.uint32]]:
-        """The ids (T,) of each text, at the start of a conversation or after a control token.
+        """The ids (T,) of each text. at_start: the texts start a conversation; otherwise they
+        follow a control token.
 
-        Raises InputError where the tokenizer's parts do not work together.
+        Raises InputError where the tokenizer fails because its parts do not fit together.
         """
-        tokenizer = self.tokenizer if at_start else self.within
-        with refusing("the tokenizer cannot encode a text"):
+        tokenizer = self.tokenizer if at_start else self.after_control
+        with as_input_error("the tokenizer cannot encode a text"):
             found = [self.words.encode(text) if self.words else None for text in texts]
             others = [text for text, ids in zip(texts, found) if ids is None]
             encodings = iter(tokenizer.encode_batch_fast(others, add_special_tokens=False))
@@ -71,18 +79,18 @@ class TextEncoder:
             ]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids without control tokens. Raises InputError as encode does."""
-        with refusing("the tokenizer cannot decode"):
-            text: str = self.public.decode(ids, skip_special_tokens=True)
+        """The text of ids, without control tokens. Raises InputError as `encode` does."""
+        with as_input_error("the tokenizer cannot decode"):
+            text: str = self.published.decode(ids, skip_special_tokens=True)
             return text
 
     def to_json(self) -> str:
-        """A tokenizer.json."""
-        text: str = self.public.to_str(pretty=True)
+        """The content of the tokenizer.json to save."""
+        text: str = self.published.to_str(pretty=True)
         return text
 
 
-def adapt(
+def make_text_encoder(
     source: TokenizerSource,
     control: Sequence[str],
     stop: str,
@@ -90,11 +98,11 @@ def adapt(
     *,
     keep: bool = False,
 ) -> TextEncoder:
-    """The tokenizer, changed so that it encodes text alone, with all `control` tokens in it.
+    """Adapt a tokenizer and add the missing `control` tokens to it.
 
-    bos: of those, what stands first in each conversation and so before a text of its own too.
-    keep: it is published as it was, not as it encodes here.
-    Raises InputError where one of them cannot be told from text.
+    bos: the control token with which each conversation begins, so that the saved tokenizer puts it
+    before a text. keep: save the tokenizer as it was, rather than adapted.
+    Raises InputError where control tokens cannot be told from text, or from each other.
     """
     layout = json.loads(json.dumps(source.layout))
     unk = _adapt_model(layout["model"], source)
@@ -102,17 +110,17 @@ def adapt(
     layout.update(truncation=None, padding=None)
     if layout.get("decoder") is None:
         layout["decoder"] = _decoder(layout.get("pre_tokenizer"))
-    public = parse(source.path, layout) if keep else None
-    # what adds a token is none of the prompt format
+    published = parse_tokenizer(source.path, layout) if keep else None
+    # only the prompt format adds control tokens
     layout["post_processor"] = None
-    special = {*control, pad, *([unk] if unk in KNOWN["unk"] else [])}
+    special = {*control, pad, *([unk] if unk in COMMON_TOKEN_NAMES["unk"] else [])}
     _adapt_added_tokens(layout, source, special)
     missing = [token for token in control if source.tokenizer.token_to_id(token) is None]
     tokenizer = _ready(source.path, layout, missing, bos)
     encoder = TextEncoder(
         tokenizer=tokenizer,
-        within=_within(source.path, layout, missing, bos) or tokenizer,
-        public=public or tokenizer,
+        after_control=_after_control(source.path, layout, missing, bos) or tokenizer,
+        published=published or tokenizer,
         words=_words(source.path, layout, missing, bos),
         pad=pad,
         unk=unk,
@@ -141,14 +149,16 @@ def _check_ids(path: Path, encoder: TextEncoder, control: Sequence[str]) -> None
 def _ready(
     path: Path, layout: dict[str, Any], missing: Sequence[str], bos: str | None
 ) -> "Tokenizer":
-    """Parsed, with the missing tokens, and blind to control tokens in text.
+    """Parse the tokenizer, add the missing tokens, and let it encode names of control tokens as
+    text.
 
-    `bos` is put before texts that others encode by themselves; we never let it."""
+    Other programs that load the saved tokenizer get `bos` before each text. We encode with
+    add_special_tokens=False."""
     from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = parse(path, layout)
-    with refusing(f"{path}: not a tokenizer"):
+    tokenizer = parse_tokenizer(path, layout)
+    with as_input_error(f"{path}: not a tokenizer"):
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in missing])
         if bos is not None:
             ids = [(bos, tokenizer.token_to_id(bos))]
@@ -157,13 +167,13 @@ def _ready(
     return tokenizer
 
 
-def _within(
+def _after_control(
     path: Path, layout: dict[str, Any], missing: Sequence[str], bos: str | None
 ) -> "Tokenizer | None":
-    """For text that is not the first of a conversation, where that makes a difference."""
+    """The tokenizer for text after a control token; None if it is the same."""
     differs = False
     layout = json.loads(json.dumps(layout))
-    for step in steps(layout.get("pre_tokenizer"), "pretokenizers"):
+    for step in pipeline_steps(layout.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
             step["prepend_scheme"] = "never"
             differs = True
@@ -172,16 +182,16 @@ def _within(
 
 def _words(
     path: Path, layout: dict[str, Any], missing: Sequence[str], bos: str | None
-) -> Words | None:
-    """Where it is known how the tokenizer cuts text."""
-    found = cut(layout)
+) -> WordEncoder | None:
+    """The fast encoder, if `word_pattern` supports the tokenizer."""
+    found = word_pattern(layout)
     if found is None:
         return None
     pattern, space_first = found
     whole = {"type": "ByteLevel", "use_regex": False}
     whole |= {"add_prefix_space": False, "trim_offsets": True}
     added = (token for token in layout["added_tokens"] if not token["special"])
-    return Words(
+    return WordEncoder(
         _ready(path, {**layout, "pre_tokenizer": whole}, missing, bos),
         pattern,
         space_first=space_first,
@@ -190,8 +200,8 @@ def _words(
 
 
 def _adapt_model(model: dict[str, Any], source: TokenizerSource) -> str | None:
-    """Encode always the same and drop nothing; the token that stands for unknown text."""
-    if model.get("dropout") is not None:  # of BPE merges: another encoding each time
+    """Make the model deterministic and let it keep unknown text; returns the unknown token."""
+    if model.get("dropout") is not None:  # BPE dropout gives another encoding each time
         model["dropout"] = None
     unk = source.unk
     if isinstance(model.get("vocab"), list):  # Unigram
@@ -200,14 +210,15 @@ def _adapt_model(model: dict[str, Any], source: TokenizerSource) -> str | None:
         known = model.get("unk_id")
         return source.tokenizer.id_to_token(known) if isinstance(known, int) else None
     if model.get("unk_token") is None and unk is not None:
-        # without one, BPE drops characters it does not know
+        # without an unknown token, BPE silently drops unknown characters
         model["unk_token"] = unk
     token = model.get("unk_token")
     return token if isinstance(token, str) and source.has(token) else None
 
 
 def _adapt_added_tokens(layout: dict[str, Any], source: TokenizerSource, special: set[str]) -> None:
-    """Those that are special are so whatever stands around them: as when they are put in as ids."""
+    """Make special tokens match regardless of the text around them, because they are inserted as
+    ids."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [
         {**token, **plain, "special": True} if token["content"] in special else token
@@ -221,8 +232,8 @@ def _adapt_added_tokens(layout: dict[str, Any], source: TokenizerSource, special
 
 
 def _decoder(pre_tokenizer: Any) -> dict[str, Any] | None:
-    """The byte-level decoder where the tokenizer is byte-level and says nothing."""
-    for step in steps(pre_tokenizer, "pretokenizers"):
+    """The byte-level decoder for a byte-level tokenizer that does not name one."""
+    for step in pipeline_steps(pre_tokenizer, "pretokenizers"):
         if step.get("type") == "ByteLevel":
             bytes_to_text = {
                 "type": "ByteLevel",
@@ -232,13 +243,13 @@ def _decoder(pre_tokenizer: Any) -> dict[str, Any] | None:
             }
             if not step.get("add_prefix_space"):
                 return bytes_to_text
-            # takes away the space that encoding put before the text
+            # removes the space that encoding put before the text
             strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
             return {"type": "Sequence", "decoders": [bytes_to_text, strip]}
     return None
 
 
 def special_ids(tokenizer: "Tokenizer") -> list[int]:
-    """Ids of the added tokens that are no text."""
+    """Ids of the special tokens among the added tokens."""
     added = tokenizer.get_added_tokens_decoder()
     return [token_id for token_id, token in added.items() if token.special]

@@ -1,6 +1,6 @@
-"""Token arrays of a split: written once by tokenize, memory-mapped by train and evaluate.
+"""Token arrays of a split. The tokenize stage writes them; train and evaluate memory-map them.
 
-ids     t t t t t t t t t t t t t      all examples end to end: N tokens
+ids     t t t t t t t t t t t t t      all examples concatenated: N tokens
 mask    0 0 0 1 1 0 0 0 0 1 1 1 1      1: this token is a target of the loss
 starts  0         5               13   example i is ids[starts[i] : starts[i + 1]]
 rows    0         2                    its line in the split's .jsonl; line 1 was too long
@@ -23,12 +23,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
 }
 FIELDS = {"starts": ("I64",), "rows": ("I64",), "ids": ("U8", "U16", "U32"), "mask": ("U8",)}
-"""In the order of the file, widest first: so each is aligned."""
+"""Array → allowed types, in the order of the file. The widest come first, so that all are
+aligned."""
 MAX_HEADER_BYTES = 2**20
 
 
 class Tokens:
-    """A split's examples as flat arrays; see the drawing above.
+    """The E examples of a split as flat arrays; see the drawing above.
 
     ids (N,) uint8, uint16 or uint32; mask (N,) uint8; starts (E + 1,), rows and lengths (E,) int64.
     """
@@ -44,7 +45,7 @@ class Tokens:
         self.lengths: NDArray[np.int64] = np.diff(starts)
 
     def __len__(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return len(self.rows)
 
     @classmethod
@@ -53,7 +54,7 @@ class Tokens:
         examples: Sequence[tuple[ArrayLike, ArrayLike]],
         rows: ArrayLike | None = None,
     ) -> "Tokens":
-        """From (ids, mask) pairs in memory; rows count from 0 where not given."""
+        """Make arrays of (ids, mask) pairs. rows: 0, 1, 2, ... by default."""
         ids = [np.asarray(example[0], np.uint32) for example in examples]
         mask = [np.asarray(example[1], np.uint8) for example in examples]
         return cls(
@@ -65,7 +66,7 @@ class Tokens:
 
     @classmethod
     def read(cls, path: str | Path) -> "Tokens":
-        """Memory-mapped. Raises InputError where the file is not what tokenize writes."""
+        """Memory-map a file. Raises InputError where tokenize did not write it or it is damaged."""
         fields = _map_fields(Path(path))
         ids, mask, starts, rows = (fields[name] for name in ("ids", "mask", "starts", "rows"))
         sound = (
@@ -81,7 +82,7 @@ class Tokens:
 
 
 def _map_fields(path: Path) -> dict[str, NDArray[Any]]:
-    """Each field memory-mapped, after its place has been checked against the file's size."""
+    """Memory-map each array, after checking that it lies within the file."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -117,7 +118,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
 
 
 def _entry(path: Path, entry: Any) -> tuple[str, int, tuple[int, int]]:
-    """dtype, length, (begin, end) of a header entry that has the right types."""
+    """(dtype, length, (begin, end)) of a header entry. Raises InputError if it has other fields."""
     match entry:
         case {"dtype": str(dtype), "shape": [int(length)], "data_offsets": [int(begin), int(end)]}:
             return dtype, length, (begin, end)

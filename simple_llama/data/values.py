@@ -1,4 +1,4 @@
-"""Values of a row by their type: what a key holds, or a line that says what was found there."""
+"""Reads values of a row by type. Each function raises RowError that names what was found."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from simple_llama.data.rows import RepeatedKey, RowError
 
 
 def texts_of(row: dict[str, Any], key: str) -> list[str]:
-    """A list of texts; a bare text is a list of one (indexed, it would give its first letter)."""
+    """A list of texts. A single text becomes a list of one."""
     if key not in row:
         raise RowError("wrong shape", f"no {key!r}")
     value = row[key]

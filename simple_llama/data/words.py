@@ -1,9 +1,9 @@
-"""Text → ids word by word, each distinct word encoded once.
+"""Encodes text word by word and caches the ids of each word, which is faster than the tokenizer.
 
-A byte-level tokenizer cuts a text into words by a regular expression and encodes each on its own,
-so the ids of a text are those of its words, and most words of a corpus have been seen before. Where
-the expression is one of those below and the text is of characters whose kind is beyond doubt,
-Python's `re` cuts it as the tokenizer does; all other text is left to the tokenizer.
+A byte-level tokenizer splits a text into words by a regular expression and encodes each word
+separately. So the ids of a text are those of its words, and most words of a corpus occur often. If
+the expression is one of those below and the text has only characters that Python's `re` classifies
+in the same way, `re` gives the same words. All other text is left to the tokenizer.
 """
 
 import re
@@ -12,25 +12,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simple_llama.data.tokenizer_source import steps
+from simple_llama.data.tokenizer_source import pipeline_steps
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LETTERS, DIGITS = "a-zA-ZÀ-ÖØ-öø-ÿ", "0-9"
-is_known = re.compile(f"[\0-\x7f{LETTERS}£€°–—‘’“”…]*").fullmatch
-"""Of text: beside ASCII Western letters and signs, which no normalisation to NFC changes."""
-WORD, SIGNS = f" ?[{LETTERS}]+|'(?:s|t|re|ve|m|ll|d)", rf" ?[^\s{LETTERS}{DIGITS}]+"
-BYTE_LEVEL = rf"{WORD}| ?[{DIGITS}]+|{SIGNS}|\s+(?!\S)|\s+"
-"""GPT-2's, which the pre-tokenizer ByteLevel has built in."""
-SINGLE_DIGITS = rf"{WORD}|[{DIGITS}]|{SIGNS}|\s+(?![^\s{DIGITS}])|\s+"
-"""The same after each digit was cut out, as SmolLM2 does: before one, a text ends."""
-CUT = (
+has_known_characters = re.compile(f"[\0-\x7f{LETTERS}£€°–—‘’“”…]*").fullmatch
+"""Whether a text has only ASCII and common Western characters. NFC does not change any of them."""
+WORD, PUNCTUATION = f" ?[{LETTERS}]+|'(?:s|t|re|ve|m|ll|d)", rf" ?[^\s{LETTERS}{DIGITS}]+"
+BYTE_LEVEL = rf"{WORD}| ?[{DIGITS}]+|{PUNCTUATION}|\s+(?!\S)|\s+"
+"""GPT-2's pattern, which is built into the pre-tokenizer ByteLevel."""
+SINGLE_DIGITS = rf"{WORD}|[{DIGITS}]|{PUNCTUATION}|\s+(?![^\s{DIGITS}])|\s+"
+"""The same where each digit is first split off, as SmolLM2 does, so that white space before a digit
+is at the end of a text."""
+LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPLITS = {
-    CUT.replace("DIGITS", digits): CUT.replace("DIGITS", own_digits)
+SPLIT_PATTERNS = {
+    LLAMA3_PATTERN.replace("DIGITS", digits): LLAMA3_PATTERN.replace("DIGITS", own_digits)
     .replace(r"?\p{L}+", f"?[{LETTERS}]+")
     .replace(r"\p{L}", LETTERS)
     .replace(r"\p{N}", DIGITS)
@@ -39,26 +40,28 @@ SPLITS = {
         (r"\p{N}", f"[{DIGITS}]"),
     )
 }
-"""Llama 3's and Qwen2's, and what they are for known text."""
-MAX_CACHED = 2**22
-"""Characters of the words that are remembered: a bound for text that never repeats."""
+"""Pattern in a tokenizer.json (Llama 3's and Qwen2's) → the same for known characters in `re`."""
+MAX_CACHED_CHARACTERS = 2**22
+"""Total length of the cached words. It bounds memory for text without repetition."""
 
 
-class Words:
-    """The ids of text, as its tokenizer gives them."""
+class WordEncoder:
+    """Gives the same ids as a tokenizer, for text of known characters."""
 
     def __init__(
         self, tokenizer: "Tokenizer", pattern: str, *, space_first: bool, added: tuple[str, ...]
     ) -> None:
-        """tokenizer: encodes one word. space_first: before a text that begins with no space.
-        added: words that the tokenizer cuts out before all others."""
+        """tokenizer: encodes single words. space_first: put a space before a text that does not
+        begin with one. added: added tokens, which the tokenizer finds before it splits text."""
         self._ids = _Ids(tokenizer)
         self._split = re.compile(pattern, re.ASCII).findall
         self._space_first, self._added = space_first, added
 
     def encode(self, text: str) -> NDArray[np.uint32] | None:
-        """The ids (T,); None where the tokenizer has to be asked."""
-        if not (text.isascii() or is_known(text)) or any(word in text for word in self._added):
+        """The ids (T,); None for text that the tokenizer itself must encode."""
+        if not (text.isascii() or has_known_characters(text)) or any(
+            word in text for word in self._added
+        ):
             return None
         if self._space_first and text[:1] not in ("", " "):
             text = f" {text}"
@@ -66,14 +69,14 @@ class Words:
 
 
 class _Ids(dict[str, bytes]):
-    """Each word's ids, as the bytes of uint32: what a word costs is then a look-up and a copy."""
+    """Word → its ids as bytes of uint32, so that a word costs one look-up and one copy."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._characters = 0
 
     def __missing__(self, word: str) -> bytes:
-        if self._characters > MAX_CACHED:
+        if self._characters > MAX_CACHED_CHARACTERS:
             self.clear()
             self._characters = 0
         ids = self._tokenizer.encode(word, add_special_tokens=False).ids
@@ -82,12 +85,12 @@ class _Ids(dict[str, bytes]):
         return found
 
 
-def cut(layout: dict[str, Any]) -> tuple[str, bool] | None:
-    """How a tokenizer.json cuts known text: by which expression, and whether a space comes before a
-    text. None where it is not known here."""
+def word_pattern(layout: dict[str, Any]) -> tuple[str, bool] | None:
+    """The pattern by which a tokenizer.json splits text of known characters, and whether it puts a
+    space before a text. None if the tokenizer works in another way."""
     if (layout.get("normalizer") or {"type": "NFC"}).get("type") != "NFC":
         return None
-    match steps(layout.get("pre_tokenizer"), "pretokenizers"):
+    match pipeline_steps(layout.get("pre_tokenizer"), "pretokenizers"):
         case [{"type": "ByteLevel"} as last] if last.get("use_regex", True):
             return BYTE_LEVEL, bool(last.get("add_prefix_space"))
         case [
@@ -98,6 +101,6 @@ def cut(layout: dict[str, Any]) -> tuple[str, bool] | None:
         case [
             {"type": "Split", "pattern": {"Regex": str(known)}, "behavior": "Isolated"} as first,
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ] if known in SPLITS and not first.get("invert"):
-            return SPLITS[known], False
+        ] if known in SPLIT_PATTERNS and not first.get("invert"):
+            return SPLIT_PATTERNS[known], False
     return None

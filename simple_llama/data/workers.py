@@ -1,4 +1,4 @@
-"""Encoding on all cores: batches go out to processes and come back in order."""
+"""Runs a function on batches in several processes and yields the results in order."""
 
 import multiprocessing
 import os
@@ -18,24 +18,24 @@ from simple_llama.errors import InputError
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-AHEAD = 2
-"""Batches that wait for each process: a bound for memory."""
+MAX_PENDING_PER_PROCESS = 2
+"""Batches that are submitted ahead, per process. It bounds memory."""
 
 _work: list[Callable[[Any], Any]] = []
-"""What this process does, once it has started: a pool gives its initializer no other place."""
+"""The function of a worker process. The pool's initializer can pass it on only in a global."""
 
 
 class Workers(Generic[Batch, Result]):
-    """Processes that each call `make` once and then what it returns, for one batch at a time.
+    """Worker processes. Each calls `make` once, then the function that it returned for each batch.
 
-    A context: they end with it. `make`, a batch and its result are pickled.
+    It is a context manager; the processes end with it. `make`, batches and results are pickled.
     """
 
     def __init__(self, make: Callable[[], Callable[[Batch], Result]], processes: int) -> None:
         self.processes = processes
         self._pool = ProcessPoolExecutor(
             processes,
-            # a fork would copy the locks of the caller's threads, not the threads
+            # a fork would copy locks that other threads hold, but not those threads
             multiprocessing.get_context("spawn"),
             initializer=_start,
             initargs=(make,),
@@ -45,21 +45,21 @@ class Workers(Generic[Batch, Result]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        with _deferred():  # half done, it would leave processes that wait for ever
+        with _deferred():  # an interrupted shutdown would leave processes that wait forever
             self._pool.shutdown(cancel_futures=True)
 
     def in_order(self, batches: Iterable[Batch]) -> Iterator[Result]:
-        """The result for each batch.
+        """The result of each batch, in the order of the batches.
 
-        Raises what the work raises for the first batch that fails, and InputError where a process
-        is killed.
+        Raises the exception of the first batch that fails, and InputError where a process is
+        killed.
         """
         waiting: deque[Future[Result]] = deque()
         try:
             for batch in batches:
-                with _uninterrupted():  # it may start a process
+                with _uninterrupted():  # submit may start a process
                     waiting.append(self._pool.submit(_do, batch))
-                if len(waiting) > AHEAD * self.processes:
+                if len(waiting) > MAX_PENDING_PER_PROCESS * self.processes:
                     yield waiting.popleft().result()
             for future in waiting:
                 yield future.result()
@@ -70,8 +70,8 @@ class Workers(Generic[Batch, Result]):
             ) from None
 
 
-def cores() -> int:
-    """How many this process may use."""
+def available_cores() -> int:
+    """How many CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -79,8 +79,8 @@ def cores() -> int:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block, and for ever in a process that is started in it:
-    a terminal sends it to all, and the caller ends these."""
+    """Block SIGINT until the end of the block. A process that is started in the block keeps it
+    blocked: a terminal sends Ctrl-C to all processes, but the caller must end the workers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -90,7 +90,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _deferred() -> Iterator[None]:
-    """Ctrl-C and SIGTERM within the block come after it."""
+    """Delay SIGINT and SIGTERM until after the block."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -112,7 +112,7 @@ def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent would leave its processes waiting for work for ever."""
+    """End this worker when its parent is killed; it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

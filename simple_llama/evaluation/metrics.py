@@ -12,7 +12,7 @@ from tqdm import tqdm
 from simple_llama.data.batches import Indices, batch_by_size, evenly_spaced, split_prompt_and_reply
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
-from simple_llama.data.tool_calls import called_in
+from simple_llama.data.tool_calls import parse_calls
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
@@ -73,7 +73,7 @@ def evaluate(
     replies = {i: tokenizer.decode(ids) for i, ids in answers.items()}
     references = {i: reference(tokens, tokenizer, i) for i in short.tolist()}
     matches = {
-        i: i not in unended and _same(replies[i], references[i], calls=tokenizer.calls)
+        i: i not in unended and _same(replies[i], references[i], calls=tokenizer.shows_calls)
         for i in references
     }
     return Evaluation(scores, replies, matches, references)
@@ -95,8 +95,8 @@ def tokens_at_once(model: Decoder, params: EvaluateParams) -> int:
 def _same(reply: str, wanted: str, *, calls: bool) -> bool:
     """Whether a reply is the reference; of one that calls tools, whether it makes the same calls,
     however they are written and whatever stands before them."""
-    if calls and (called := called_in(wanted)):
-        return called_in(reply) == called
+    if calls and (called := parse_calls(wanted)):
+        return parse_calls(reply) == called
     return reply.strip() == wanted.strip()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from simple_llama.data.tool_calls import reply_of
+from simple_llama.data.tool_calls import parse_reply
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
 from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
@@ -114,7 +114,9 @@ def answer(
                 "reply": replier.tokenizer.decode(replies[place]),
                 "complete": len(replies[place]) < min(settings.max_tokens, room),
             }
-            if replier.tokenizer.calls and (calls := reply_of(record["reply"]).get("tool_calls")):
+            if replier.tokenizer.shows_calls and (
+                calls := parse_reply(record["reply"]).get("tool_calls")
+            ):
                 record["tool_calls"] = [call["function"] for call in calls]
             if request.reference is not None:
                 record["reference"] = request.reference

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from typing import Any
 
-from simple_llama.data.tool_calls import reply_of
+from simple_llama.data.tool_calls import parse_reply
 from simple_llama.errors import InputError
 from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
 from simple_llama.inference.requests import read_tool_file
@@ -94,7 +94,7 @@ class Voice:
                 yield piece
         finally:
             message = {"role": "assistant", "content": said}
-            self._turns.append(reply_of(said) if self._tools else message)
+            self._turns.append(parse_reply(said) if self._tools else message)
 
     def _messages(self) -> list[dict[str, Any]]:
         if self.system is None and not self._tools:

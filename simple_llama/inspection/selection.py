@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simple_llama.data.examples import read_examples
-from simple_llama.data.mixture import NAME as MIXTURE
+from simple_llama.data.mixture import MIXTURE_FILE
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
@@ -102,7 +102,7 @@ def example_of_id(
         known = visible(next(read_examples(PREPARED / "train.jsonl")).id)
         raise InputError(
             f"{wanted}: not in {split or 'train or val'}, nor rejected, nor too long. Duplicates "
-            f"and what {MIXTURE} leaves out are only counted. Ids look like {known}"
+            f"and what {MIXTURE_FILE} leaves out are only counted. Ids look like {known}"
         )
     return Inspection(shown, _sizes(splits), [], _format(), lost)
 
@@ -188,7 +188,7 @@ def _counts() -> list[tuple[str, int]]:
     counts += [(f"  {why}", times) for why, times in prepared["rejected_by_reason"].items()]
     counts.append(("duplicates", prepared["duplicates"]))
     by_weight = {"left out": prepared["left_out"], "repeated": prepared["repeated"]}
-    counts += [(f"{what} by {MIXTURE}", times) for what, times in by_weight.items() if times]
+    counts += [(f"{what} by {MIXTURE_FILE}", times) for what, times in by_weight.items() if times]
     counts.append(("longer than max_seq_len", tokenized["dropped_too_long"]))
     if refused := tokenized.get("dropped_refused"):
         counts.append(("refused by the prompt format", refused))

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simple_llama.data.examples import read_examples
-from simple_llama.data.normalisation import normalised, pattern
+from simple_llama.data.normalisation import normalised, prompt_pattern
 from simple_llama.data.preparation import prepare
 from simple_llama.errors import InputError
 from tests.support.conversations import SYSTEM, params, read, row, rows, write
@@ -150,8 +150,8 @@ def test_share_of_val_prompts_that_follow_a_train_prompts_pattern(tmp_path: Path
 
 
 def test_pattern_is_the_same_for_ascii_and_other_text() -> None:
-    assert pattern("Is Anna  12 or 3B?") == "A A 0 or 0A?"
-    assert pattern("Is Änna 12 or 3B, é?") == "A A 0 or 0A, é?"
+    assert prompt_pattern("Is Anna  12 or 3B?") == "A A 0 or 0A?"
+    assert prompt_pattern("Is Änna 12 or 3B, é?") == "A A 0 or 0A, é?"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from simple_llama.data.formats import BY_NAME_ONLY, FORMATS, ConversationReader
+from simple_llama.data.formats import DATA_FORMATS, NEVER_DETECTED, ConversationReader
 from simple_llama.data.message_lists import Conversation
 from simple_llama.data.rows import RepeatedKey, Row, RowError
 from simple_llama.params import PrepareParams
@@ -308,7 +308,7 @@ def test_the_first_known_row_decides_for_its_file() -> None:
     # a row of the file's format may hold more
     assert texts(read(row({**ALPACA, "messages": "more"}))) == ["q", "a"]
     assert texts(read(row({"messages": CHAT}, file="y.json"))) == ["q", "a"]
-    assert read.found == {"x.json": "alpaca", "y.json": "messages"}
+    assert read.format_of_file == {"x.json": "alpaca", "y.json": "messages"}
 
 
 def test_a_faulty_row_decides_too() -> None:
@@ -329,15 +329,15 @@ def test_a_named_format_is_the_only_one() -> None:
 
 def test_the_param_names_every_format() -> None:
     named = get_args(PrepareParams.__dataclass_fields__["data_format"].type)
-    assert set(named) == {"auto", *FORMATS}
+    assert set(named) == {"auto", *DATA_FORMATS}
 
 
 def test_the_docs_show_a_row_of_every_format() -> None:
     page = (Path(__file__).parents[2] / "docs/data.md").read_text()
     shown = re.findall(r"(?m)^\| `(\w+)` \| `(\{.*?\})`", page)
-    assert {name for name, _ in shown} == set(FORMATS)
+    assert {name for name, _ in shown} == set(DATA_FORMATS)
     for name, text in shown:
         value = json.loads(text)
         found = texts(to_conversation(value, name))
-        if name not in BY_NAME_ONLY:
+        if name not in NEVER_DETECTED:
             assert texts(to_conversation(value)) == found

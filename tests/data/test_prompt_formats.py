@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.data.prompt_formats import FORMATS
+from simple_llama.data.prompt_formats import PROMPT_FORMATS
 from simple_llama.errors import InputError
 from tests.support.conversations import turns
 from tests.support.templates import QWEN, foreign, of_transformers
@@ -15,7 +15,7 @@ from tests.support.tokenizer_kinds import CHATML, LLAMA3, byte_level, sentence_p
 
 SYSTEM = "You're a {{ helpful }} assistant. \\ 50 %} café"
 KINDS = ("words", "gpt2", "sentencepiece", "sentencepiece_first", "seed")
-PAIRS = [(k, n) for k in KINDS for n in FORMATS if (k, n) != ("gpt2", "llama3")]
+PAIRS = [(k, n) for k in KINDS for n in PROMPT_FORMATS if (k, n) != ("gpt2", "llama3")]
 CONVERSATIONS = [
     turns("q", "a"),
     turns("What is it?", "It is a pear.", system="Be brief."),
@@ -94,7 +94,9 @@ def test_decoding_gives_the_reply_without_control_tokens(
         [(ids, mask)] = chat.encode([turns("q " + reply, reply)], "last_reply")
         assert chat.decode(ids[mask]) == reply, "control tokens in the data are text"
         assert ids[mask].tolist().count(chat.stop_id) == 1
-        assert not set(FORMATS[name].tokens) & set(chat.decode(ids).replace(reply, "").split())
+        assert not set(PROMPT_FORMATS[name].tokens) & set(
+            chat.decode(ids).replace(reply, "").split()
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_decoding_gives_the_reply_without_control_tokens(
     ],
 )
 def test_what_a_format_looks_like(name: str, text: str) -> None:
-    resolved = FORMATS[name].resolved(eos="</s>", bos="<s>", special=[])
+    resolved = PROMPT_FORMATS[name].resolved(eos="</s>", bos="<s>", special=[])
     pieces = resolved.render(turns("q1", "a1", "q2", "a2"), "S", "all_replies")
     shown = "".join(f"[{piece}]" if target else piece for piece, target in pieces)
     assert shown.replace("][", "") == text
@@ -217,9 +219,9 @@ def test_an_own_folder_is_used_as_it_was_made(kinds: dict[str, Path], tmp_path: 
         assert again.prompt(question) == chat.prompt(question)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "simple_llama"])
+@pytest.mark.parametrize("name", [name for name in PROMPT_FORMATS if name != "simple_llama"])
 def test_an_empty_system_prompt_leaves_its_turn_out(kinds: dict[str, Path], name: str) -> None:
-    pieces = FORMATS[name].render(turns("q", "a"), "", "last_reply")
+    pieces = PROMPT_FORMATS[name].render(turns("q", "a"), "", "last_reply")
     assert not any("system" in piece for piece, _ in pieces)
     empty = ChatTokenizer.from_path(kinds["words"], prompt_format=name, system_prompt="")
     other = ChatTokenizer.from_path(kinds["words"], prompt_format=name, system_prompt="s")
@@ -245,7 +247,7 @@ def test_a_beginning_token_stays_where_the_format_has_it(
 def test_the_docs_show_each_format() -> None:
     page = (Path(__file__).parents[2] / "docs/prompts.md").read_text(encoding="utf-8")
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    for name, known in FORMATS.items():
+    for name, known in PROMPT_FORMATS.items():
         resolved = known.resolved(eos="</s>", bos="<s>", special=[])
         pieces = resolved.render(turns("q", "a"), "s", "last_reply")
         text = "".join(piece for piece, _ in pieces).replace("\n", "\\n").replace("|", "\\|")

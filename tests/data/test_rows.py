@@ -107,7 +107,7 @@ def test_an_invalid_element_is_reported_before_the_rest_is_read(tmp_path: Path) 
 def test_an_element_without_end_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW", 10_000)
+    monkeypatch.setattr(rows, "MAX_ROW_LENGTH", 10_000)
     monkeypatch.setattr(rows, "CHUNK_BYTES", 100)
     path = write(tmp_path, b'["' + b"x" * 10**6)
     with open(path, "rb") as file:
@@ -119,7 +119,7 @@ def test_an_element_without_end_is_given_up(
 def test_a_line_without_end_is_rejected_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW", 2000)
+    monkeypatch.setattr(rows, "MAX_ROW_LENGTH", 2000)
     path = write(tmp_path, json.dumps({"User": "x" * 5000}) + "\n{}\n")
     first, second = read_rows(path)
     assert isinstance(first.value, RowError) and first.value.reason == "too long"

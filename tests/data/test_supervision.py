@@ -12,7 +12,7 @@ from simple_llama.data.formats import ConversationReader
 from simple_llama.data.preparation import prepare
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.rows import Row, RowError
-from simple_llama.data.supervision import LeftOut
+from simple_llama.data.supervision import UntrainedRow
 from simple_llama.errors import InputError
 from simple_llama.evaluation.held_out import HeldOut
 from simple_llama.params import EvaluateParams, Params
@@ -131,7 +131,7 @@ def test_what_cannot_be_followed_is_named(flags: dict[str, Any], said: str) -> N
     ],
 )
 def test_a_row_of_which_nothing_is_trained_is_left_out(value: Any) -> None:
-    with pytest.raises(LeftOut):
+    with pytest.raises(UntrainedRow):
         converted(value)
 
 

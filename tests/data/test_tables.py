@@ -15,7 +15,7 @@ import pytest
 
 from simple_llama.data.preparation import prepare
 from simple_llama.data.rows import RowError, read_rows
-from simple_llama.data.sources import others
+from simple_llama.data.sources import unread_files
 from simple_llama.errors import InputError
 from tests.support.conversations import params
 
@@ -100,7 +100,7 @@ def test_a_saved_data_set_is_read_and_other_files_are_named(tmp_path: Path) -> N
     (tmp_path / "more.zip").write_bytes(b"PK\3\4")
     (tmp_path / "README.md").write_text("# what")
     assert len(list(read_rows(tmp_path))) == len(ROWS)
-    assert others(tmp_path) == ["README.md", "more.zip"]
+    assert unread_files(tmp_path) == ["README.md", "more.zip"]
     report = prepare(params(tmp_path), tmp_path / "out")
     assert report["kept"] == len(ROWS) and report["files_by_format"] == {"alpaca": 1}
 

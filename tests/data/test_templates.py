@@ -259,7 +259,7 @@ def test_a_template_that_takes_a_control_token_of_a_message_apart_is_refused_by_
         ("{{ lipsum() }}", "writes other text on each call"),
         ("{{ messages.index }}", "writes other text on each call"),
         ("{% include '/etc/passwd' %}", "refuses any chat"),
-        ("{% raw", "is none"),
+        ("{% raw", "is invalid"),
         ("{{ messages[-1].content }}", "does not begin a reply where its prompt for one ends"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "ends replies with no control"),
         ("", "does not begin a reply"),

@@ -115,8 +115,8 @@ def test_on_several_cores_it_writes_the_same_bytes(
     chosen = params(tiny_tokenizer, max_seq_len=limit)
     alone = tokenize(chosen, prepared, prepared / "one")
     monkeypatch.setattr(module, "BLOCK_BYTES", 400)
-    monkeypatch.setattr(module, "WORTH", 0)
-    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(module, "MIN_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
     assert tokenize(chosen, prepared, prepared / "two") == alone
     assert alone["dropped_too_long"] > 0
     for name in ("train.safetensors", "val.safetensors", "dropped.jsonl"):

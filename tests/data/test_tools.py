@@ -14,7 +14,7 @@ from simple_llama.data.examples import block_examples
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.rows import RowError, read_blocks
 from simple_llama.data.tokens import Tokens
-from simple_llama.data.tool_calls import called_in, reply_of
+from simple_llama.data.tool_calls import parse_calls, parse_reply
 from simple_llama.errors import InputError
 from simple_llama.evaluation.metrics import evaluate
 from simple_llama.inference.chat import Voice, _answer
@@ -255,7 +255,7 @@ def test_transformers_makes_the_same_ids_of_tools_and_calls(
             row["messages"][:asked], tools=row["tools"], return_dict=False
         )
         assert prompt + reply == whole[: len(prompt + reply)] and reply[-1] == chat.stop_id
-    assert called_in(chat.decode(found[0][1])) == [("weather", json.dumps(ARGUMENTS))]
+    assert parse_calls(chat.decode(found[0][1])) == [("weather", json.dumps(ARGUMENTS))]
     assert chat.decode(found[1][1]).endswith("Blue.")
     assert "sky" in chat.decode(found[1][0])
     [(ids, mask)] = chat.encode([messages[:3]], "last_reply")
@@ -278,9 +278,9 @@ def test_thoughts_are_trained_where_the_template_shows_them(
         assert chat.decode(ids[mask]).split() == ["<think>", "Hmm.", "</think>", "a"]
         theirs = of_transformers(folders["qwen3"])
         whole = theirs.apply_chat_template(row["messages"], return_dict=False)
-        assert ids.tolist() == whole[: len(ids)] and not chat.hidden(messages)
+        assert ids.tolist() == whole[: len(ids)] and not chat.hidden_keys(messages)
         for name in ("llama3", "smollm3"):
-            assert chats[name].hidden(messages) == {"reasoning_content"}
+            assert chats[name].hidden_keys(messages) == {"reasoning_content"}
             assert "it shows no thoughts" in chats[name].description
 
 
@@ -321,7 +321,7 @@ def test_a_format_that_shows_no_calls_refuses_the_row_by_name(tmp_path: Path, na
     assert batch.refused == {0: "tool calls, which it does not show"} and batch.lengths[1] > 0
     with pytest.raises(InputError, match="tool calls, which it does not show"):
         chat.prompt(example(openai({})).messages[:-1])
-    assert not chat.calls
+    assert not chat.shows_calls
 
 
 @pytest.mark.parametrize(
@@ -343,8 +343,8 @@ def test_a_format_that_shows_no_calls_refuses_the_row_by_name(tmp_path: Path, na
     ],
 )
 def test_calls_in_what_a_model_wrote(text: str, calls: list[str]) -> None:
-    assert [name for name, _ in called_in(text)] == calls
-    message = reply_of(text)
+    assert [name for name, _ in parse_calls(text)] == calls
+    message = parse_reply(text)
     assert [call["function"]["name"] for call in message.get("tool_calls", [])] == calls
     if not calls:
         assert message == {"role": "assistant", "content": text}
@@ -353,10 +353,10 @@ def test_calls_in_what_a_model_wrote(text: str, calls: list[str]) -> None:
 def test_arguments_are_compared_as_values() -> None:
     tagged = "<tool_call><function=f><parameter=a>[2]</parameter><parameter=b>x y</parameter>"
     as_json = '<tool_call>{"name": "f", "arguments": {"a": [2], "b": "x y"}}</tool_call>'
-    assert called_in(f"{tagged}</function></tool_call>") == called_in(as_json) != []
+    assert parse_calls(f"{tagged}</function></tool_call>") == parse_calls(as_json) != []
     one = '<tool_call>{"name": "f", "arguments": {"b": 1, "a": [2]}}</tool_call>'
     other = 'Well.\n<tool_call>\n{"arguments": {"a": [2],  "b": 1}, "name": "f"}</tool_call>'
-    assert called_in(one) == called_in(other) != called_in(one.replace("1", "3"))
+    assert parse_calls(one) == parse_calls(other) != parse_calls(one.replace("1", "3"))
 
 
 def test_tools_of_a_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from simple_llama.data import words
-from simple_llama.data.tokenizer import TextEncoder, adapt
+from simple_llama.data.tokenizer import TextEncoder, make_text_encoder
 from simple_llama.data.tokenizer_source import TokenizerSource
 from tests.support.tokenizer_kinds import CHATML, LLAMA3, WORDS, byte_level, sentence_piece
 
@@ -23,7 +23,7 @@ TEXT = st.text(
 
 
 def encoder(path: Path) -> TextEncoder:
-    return adapt(TokenizerSource.read(path), ["<EOA>"], stop="<EOA>", bos=None)
+    return make_text_encoder(TokenizerSource.read(path), ["<EOA>"], stop="<EOA>", bos=None)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_tokenizer_that_cuts_otherwise_is_asked(tmp_path: Path) -> None:
 def test_words_that_never_repeat_are_forgotten(
     kinds: dict[str, TextEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(words, "MAX_CACHED", 20)
+    monkeypatch.setattr(words, "MAX_CACHED_CHARACTERS", 20)
     kind = kinds["plain"]
     assert kind.words
     for number in range(50):

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from simple_llama.data.workers import AHEAD, Workers
+from simple_llama.data.workers import MAX_PENDING_PER_PROCESS, Workers
 from simple_llama.errors import InputError, Terminated, terminated_by_signal
 from tests.support.project import ROOT
 
@@ -42,7 +42,7 @@ def test_results_come_in_order_and_batches_are_read_as_they_are_needed() -> None
     with Workers(partial(works, 3), 2) as workers:
         results = workers.in_order(numbers())
         assert next(results) == 0
-        assert len(read) == 2 * AHEAD + 1
+        assert len(read) == 2 * MAX_PENDING_PER_PROCESS + 1
         assert list(results) == [3 * number for number in range(1, 50)]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from simple_llama import cli
 from simple_llama.data.encoding import open_tokenizer, tokenize
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.data.prompt_formats import FORMATS, Message
+from simple_llama.data.prompt_formats import PROMPT_FORMATS, Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation import invariances
 from simple_llama.evaluation.invariances import Check
@@ -193,8 +193,8 @@ def test_packed_examples_that_see_others_show(
 
 
 ANOTHER_NEWLINE = replace(
-    FORMATS["simple_llama"],
-    reply=replace(FORMATS["simple_llama"].reply, joiner=("\n\n",)),
+    PROMPT_FORMATS["simple_llama"],
+    reply=replace(PROMPT_FORMATS["simple_llama"].reply, joiner=("\n\n",)),
 )
 
 
@@ -386,7 +386,7 @@ def test_the_command_takes_the_tuned_model_where_there_is_one(
 def test_a_failed_check_is_one_line_and_exit_code_1(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, "simple_llama", ANOTHER_NEWLINE)
+    monkeypatch.setitem(PROMPT_FORMATS, "simple_llama", ANOTHER_NEWLINE)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == "error: 1 of 11 checks failed: training prompt = inference prompt"

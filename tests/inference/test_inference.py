@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from simple_llama import cli
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.data.prompt_formats import FORMATS
+from simple_llama.data.prompt_formats import PROMPT_FORMATS
 from simple_llama.inference import chat as chat_module
 from simple_llama.inference import replies
 from simple_llama.inference.chat import Voice
@@ -402,7 +402,7 @@ def test_weights_are_exported_in_the_type_that_is_asked_for(
         assert torch.equal(mine, theirs.to(kind).float())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PROMPT_FORMATS)
 def test_an_exported_template_is_plain_jinja_that_makes_the_same(
     name: str, tiny_tokenizer: Path, folder: Path, run: Run
 ) -> None:

@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(
 def test_the_longest_element_is_the_longest_that_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "MAX_ROW", 10_000)
+    monkeypatch.setattr(rows_module, "MAX_ROW_LENGTH", 10_000)
     monkeypatch.setattr(rows_module, "CHUNK_BYTES", 100)
     assert prepared_bytes(tmp_path, in_array(json.dumps(row("x" * 9_000)))) == (9, 0, 0)
     got = prepared_bytes(tmp_path, in_array(json.dumps(row("x" * 11_000))))

@@ -12,7 +12,7 @@ import torch
 
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
-from simple_llama.data.tool_calls import called_in
+from simple_llama.data.tool_calls import parse_calls
 from simple_llama.model.folder import load_model
 from simple_llama.model.generation import generate
 from tests.support.conversations import example
@@ -158,7 +158,7 @@ def test_qwen3_with_tools(tmp_path: Path) -> None:
             tokens.mask[tokens.starts[0] : tokens.starts[1]] == 1
         ]
     )
-    assert called_in(trained)[0][0] == "weather"
+    assert parse_calls(trained)[0][0] == "weather"
     assert np.count_nonzero(np.diff(tokens.rows) == 0) == len(tokens) // 2
     looked = project.run("simple-llama", "inspect", "--id", "tools.jsonl[0]")
     assert looked.count("\ntools.jsonl[0]  ") == 2 and "prompt format template" in looked
