@@ -89,11 +89,14 @@ class _Graph:
         for name, tensor in _tensors(self.batch).items():
             tensor.copy_(given[name])
         self.replay()
-        for parameter, gradient in zip(self.trained, self.gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient.clone()
-            else:
-                parameter.grad += gradient
+        # few kernels for all parameters, as in PyTorch's clipping and its fused AdamW
+        held = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        if held:
+            torch._foreach_add_(held, list(self.gradients))
+        else:
+            copies = torch._foreach_mul(list(self.gradients), 1.0)
+            for parameter, copy in zip(self.trained, copies, strict=True):
+                parameter.grad = copy
         return self.loss.clone()
 
 

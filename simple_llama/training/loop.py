@@ -157,7 +157,8 @@ class Trainer:
         # dropout is a function of (seed, step): nothing else has to be kept to repeat it
         computed, supervised = self.gradients.compute(examples, (self.params.seed << 32) + step)
         clipped = full_tensor(self.optimizer.clip_grad_norm(self.params.max_grad_norm or math.inf))
-        loss, norm = computed.item(), clipped.item()  # the only wait for a GPU
+        # the only wait for a GPU
+        loss, norm = torch.stack([computed.to(clipped.device), clipped]).tolist()
         self._check(loss, norm, examples)
         self.optimizer.step()
         self.optimizer.zero_grad()
