@@ -1,5 +1,6 @@
 """`simple-llama check`: what can be wrong with params.yaml, said before anything heavy runs."""
 
+import re
 from pathlib import Path
 
 from simple_llama.errors import InputError
@@ -17,10 +18,13 @@ from simple_llama.process import LOCKS, main_root, try_lock
 DEMO = Path("models/demo/base")
 """Made by a stage of its own, so it may be absent before the first run."""
 DEMO_STAGE = Path("models/demo/dvc.yaml")
+SIZES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
-def check() -> str:
-    """What was found to be right, for a person. Raises InputError where something is wrong."""
+def check(memory: str | None = None) -> str:
+    """What was found to be right, for a person. memory: of an imagined device, '24GB'. Raises
+    InputError where something is wrong."""
+    room = None if memory is None else read_size(memory)
     params = Params()
     with try_lock(main_root() / LOCKS / "check.lock"):
         pass  # raises where there are no locks
@@ -57,8 +61,20 @@ def check() -> str:
     else:
         from simple_llama.forecast import forecast  # tokenizes, and measures the device
 
-        lines += forecast(params)
+        lines += forecast(params, room)
     return "\n".join(lines)
+
+
+def read_size(text: str) -> int:
+    """Bytes of '24GB' (10^9) or '24GiB' (2^30), of MB and MiB likewise. Raises InputError."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([MG]i?B)", text, re.ASCII)
+    count = float(found[1]) * SIZES[found[2]] if found else 0
+    if not count:
+        raise InputError(
+            f"--memory: got {text!r}, wanted a size such as 24GB (24 times 10^9 bytes) or 24GiB "
+            "(24 times 2^30)"
+        )
+    return int(count)
 
 
 def _check_exists(key: str, path: str) -> None:

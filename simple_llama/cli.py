@@ -104,12 +104,19 @@ def main() -> None:
         run(**arguments)
 
 
-@command()
-def check() -> None:
+@command(
+    option(
+        "--memory",
+        metavar="SIZE",
+        help="say what fits a device with so much, 24GB or 24GiB, not this machine's: a GPU, "
+        "unless params.yaml names a device",
+    )
+)
+def check(memory: str | None) -> None:
     """Check params.yaml, the paths it names and the device, before anything heavy runs."""
     from simple_llama.check import check
 
-    print(check())
+    print(check(memory))
 
 
 @command(

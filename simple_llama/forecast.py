@@ -1,7 +1,7 @@
 """What a run will do, in numbers: the last part of `simple-llama check`.
 
 The data go through prepare and tokenize as they will, into a temporary folder: of a large file the
-first rows only. Nothing is trained. Time and memory are rough; train measures them before its first
+first rows only. Nothing is trained. Time is rough; train measures it, and memory, before its first
 step.
 """
 
@@ -22,15 +22,12 @@ from simple_llama.errors import InputError
 from simple_llama.files import read_json
 from simple_llama.inspection.selection import Inspection, Shown, shown_examples
 from simple_llama.inspection.terminal import render
-from simple_llama.model.decoder import Decoder
-from simple_llama.model.device import pick_device, uses_bf16
-from simple_llama.model.folder import load_config
-from simple_llama.model.lora import add_adapters
+from simple_llama.model.config import ModelConfig
+from simple_llama.model.device import allowed_devices, pick_device, uses_bf16
 from simple_llama.params import BaseParams, Params, PrepareParams, TokenizeParams, TrainParams
-from simple_llama.training.fine_tuning import MODEL, LoraFineTuning
+from simple_llama.training.estimate import Device, Estimate, shape_of
+from simple_llama.training.fine_tuning import MODEL
 from simple_llama.training.loop import plan_training
-from simple_llama.training.moments import MOMENTS
-from simple_llama.training.optimizer import trainable_parameters
 
 ROWS = 20_000
 """Of the data at most: some seconds."""
@@ -42,8 +39,9 @@ benchmarks/RESULTS.md."""
 MEASURED_SECONDS = 0.3
 
 
-def forecast(params: Params) -> list[str]:
-    """Lines for a person. Raises InputError where prepare, tokenize or the plan would stop.
+def forecast(params: Params, memory: int | None = None) -> list[str]:
+    """Lines for a person. memory: bytes of the device, instead of those of this machine's. Raises
+    InputError where prepare, tokenize, the plan or the device's memory would stop it.
 
     The base model's config and the tokenizer must be there.
     """
@@ -52,7 +50,13 @@ def forecast(params: Params) -> list[str]:
             data = _read(params, Path(folder))
         except _NotAll as error:
             return [f"note: of the first {ROWS:,} rows of the data: {error}"]
-        return [*_counts(data, params), *_cost(data, params), *_places(params), *_shown(data)]
+        return [
+            *_counts(data, params),
+            *_memory(data, params, memory),
+            *_time(data, params),
+            *_places(params),
+            *_shown(data),
+        ]
 
 
 class _NotAll(Exception):
@@ -67,6 +71,8 @@ class _Data:
     """Whether these are all rows."""
     example: Shown
     prompt_format: str
+    vocab_size: int
+    """Of the tokenizer."""
 
 
 def _read(params: Params, folder: Path) -> _Data:
@@ -91,6 +97,7 @@ def _read(params: Params, folder: Path) -> _Data:
         whole=seen.whole,
         example=example,
         prompt_format=str(read_json(tokens / "tokenizer/tokenizer_config.json")["prompt_format"]),
+        vocab_size=tokenizer.vocab_size,
     )
 
 
@@ -128,43 +135,41 @@ def _counts(data: _Data, params: Params) -> Iterator[str]:
     )
 
 
-def _cost(data: _Data, params: Params) -> Iterator[str]:
+def _memory(data: _Data, params: Params, memory: int | None) -> Iterator[str]:
+    settings = params.section(TrainParams)
+    shape = shape_of(params.section(BaseParams).model_path, data.vocab_size)
+    devices = allowed_devices(settings.device)
+    ranks = len(devices) if settings.num_devices == "auto" else settings.num_devices
+    device = Device.real(devices[0], settings)
+    if memory is not None:
+        device = Device.imagined(memory, settings)
+    estimate = Estimate(shape, settings, data.train, device, ranks)
+    note = estimate.check()
+    yield f"memory: {'note: it may not fit: ' if note else ''}{estimate.verdict()}"
+    yield from estimate.table()
+
+
+def _time(data: _Data, params: Params) -> Iterator[str]:
     settings = params.section(TrainParams)
     device = pick_device(settings.device)
-    base = params.section(BaseParams).model_path
-    config = load_config(base)
-    with torch.device("meta"):
-        model = Decoder(config)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    if settings.lora_rank:
-        add_adapters(model, LoraFineTuning(settings, base, Path()).lora, seed=0)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    learned = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    # the weights; of what is trained gradients and AdamW's two moments
-    held = 2 if settings.weights == "bf16" else 4
-    moments = 2 * MOMENTS[settings.optimizer_state].bytes_per_element
-    memory = int(4 * (weights - learned) + (2 * held + moments) * learned)
-    yield (
-        f"memory: {_memory(memory)} for {weights / 1e6:,.3g}M weights, of which "
-        f"{learned / 1e6:,.3g}M are trained; on top what a micro-batch "
-        f"needs ({settings.micro_batch_tokens} tokens)"
-    )
+    shape = shape_of(params.section(BaseParams).model_path, data.vocab_size)
     plan = plan_training(len(data.train), settings)
     epochs = plan.steps / plan.steps_per_epoch
-    passes = 3 if learned == weights else 2
+    passes = 2 if settings.lora_rank else 3
     passes += settings.activation_checkpointing == "blocks"
     tokens = passes * epochs * int(data.train.lengths[: plan.num_examples].sum())
     tokens += max(1.0, epochs) * int(data.val.lengths.sum())  # validated at epoch ends
-    speed = _products(device, config.hidden_size, config.intermediate_size, settings)
-    seconds = 2 * size * tokens / (SHARE_OF_PEAK * speed)
+    speed = _products(device, shape.config, settings)
+    seconds = 2 * shape.total * tokens / (SHARE_OF_PEAK * speed)
     yield (
         f"time: some {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of the {speed / 1e9:,.0f} GFLOP/s "
         f"that products of this size reach on {device}; a small model takes several times as long"
     )
 
 
-def _products(device: torch.device, width: int, inner: int, params: TrainParams) -> float:
+def _products(device: torch.device, config: ModelConfig, params: TrainParams) -> float:
     """Floating-point operations a second in products of an MLP's shape."""
+    width, inner = config.hidden_size, config.intermediate_size
     rows = 2048 if params.micro_batch_tokens == "auto" else min(params.micro_batch_tokens, 2048)
     dtype = torch.bfloat16 if uses_bf16(device, params.precision) else torch.float32
     a = torch.ones(rows, width, device=device, dtype=dtype)
@@ -175,10 +180,6 @@ def _products(device: torch.device, width: int, inner: int, params: TrainParams)
         float((a @ b)[0, 0])  # waits for a GPU
         done += 1
     return 2.0 * rows * width * inner * done / taken
-
-
-def _memory(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """`simple-llama check` tells what the run will do, and what would stop it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_its_numbers_are_those_of_the_run(project: Project) -> None:
     assert f"{tokens['train_examples']:,} examples to train on" in said
     assert f"{tokens['val_examples']:,} to validate" in said
     assert f"{train['steps']:,} steps of 16 examples, {train['epochs']:g} epochs" in said
-    assert "MB for" in line(said, "memory") and "M are trained" in line(said, "memory")
+    assert " MB of tensors at once, of " in line(said, "memory") and "free on cpu" in said
+    assert re.search(r"^  moments +0\.1 MB  of AdamW, optimizer_state: fp32$", said, re.M)
     assert "models/sft/" in line(said, "kept") and "epochs" not in line(said, "kept")
     shown = said.partition("what will be trained, for example:\n")[2]
     inspected = project.run("simple-llama", "inspect", "-n", "20").splitlines()
@@ -54,8 +56,21 @@ def test_adapters_checkpoints_and_a_limit_are_told(project: Project) -> None:
     said = check()
     assert "3 steps of 16 examples" in said and "supervise: all_replies" in said
     assert "models/checkpoints/" in said and "models/adapter/" in said
-    counts = line(said, "memory").split(" weights, of which ")
-    assert counts[0].split()[-1] != counts[1].split()[0], "few are trained"
+    [whole] = re.findall(r"^  weights .* ([\d.]+)M of the base$", said, re.M)
+    [learned] = re.findall(r"^  gradients .* of ([\d.]+)M trained$", said, re.M)
+    assert 0 < float(learned) < float(whole)
+
+
+def test_another_devices_memory(project: Project) -> None:
+    project.set(batch_size=64, max_seq_len=1024, packing=False)
+    assert "of 24.0 GB free on such a device (cpu)" in line(check("24GB"), "memory")
+    small = line(check("5MB"), "memory")
+    assert small.startswith("memory: note: it may not fit: at most ")
+    assert re.search(r"such a device \(cpu\): it fits with (activation_check|micro_b)", small)
+    with pytest.raises(InputError, match=r"got 0\.1 MB of memory, wanted 0\.1 MB for weights"):
+        check("0.05MB")
+    project.set(device="auto")
+    assert "(cuda)" in line(check("24GB"), "memory")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -107,6 +108,36 @@ def free_memory(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Bytes that are free and all that there are, of a CPU's swap among the latter; None where it
+    is not told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    known = {
+        name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
+    }
+    free, total = known["MemAvailable"], known["MemTotal"] + known["SwapTotal"]
+    limit = _cgroup("memory.max")
+    if limit is not None:  # of a container
+        free = min(free, limit - (_cgroup("memory.current") or 0))
+        total = min(total, limit + known["SwapTotal"])
+    return free, total
+
+
+def _cgroup(name: str) -> int | None:
+    """A figure of this process's control group, in its second version, where there is one."""
+    try:
+        return int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or "max"
+        return None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -132,6 +132,14 @@ def check_weights(path: str | Path) -> None:
     _check_tensors(Path(path), tensors, model, config.vocab_size)
 
 
+def is_exact_in_bf16(path: str | Path) -> bool:
+    """Whether all matrices of a model are stored in bfloat16. Headers are read, no values."""
+    if is_pth(Path(path)):
+        return False
+    tensors = read_safetensors(weight_files(path))
+    return all(tensor.dtype == "BF16" for tensor in tensors if len(tensor.shape) > 1)
+
+
 def check_token_rows(
     path: str | Path, trained_vocab_size: int, control_ids: Mapping[str, int]
 ) -> None:

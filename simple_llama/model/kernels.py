@@ -5,10 +5,10 @@ Shapes as in attention.py; N tokens in a row of packed examples, S supervised on
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -216,6 +216,15 @@ def _blocks(offsets: list[int], groups: int, share: int) -> Iterator[_Block]:
                     size,
                     place + BLOCK_QUERIES >= end,
                 )
+
+
+def kept_weights(lengths: Iterable[int]) -> int:
+    """Attention's weights that `packed_attention` keeps, of a head, for examples of these lengths,
+    at most MAX_KEPT_KEYS."""
+    offsets = [0, *accumulate(lengths)]
+    return sum(
+        block.size * (block.place + block.size - block.begin) for block in _blocks(offsets, 1, 1)
+    )
 
 
 def pad_rows(x: Tensor, multiple: int) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simple_llama.model.config import ModelConfig
+
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
 """What PyTorch's variable-length attention takes."""
@@ -53,6 +55,11 @@ class Packed:
     def _examples(self, length: int) -> tuple[Tensor, Tensor]:
         places = torch.arange(length, device=self.offsets.device, dtype=torch.int32)
         return places, torch.bucketize(places, self.offsets[1:], right=True)
+
+
+def kernel_width(config: ModelConfig) -> int:
+    """Of a head, as `packed_attention` computes it: the narrower of keys and values is padded."""
+    return max(config.head_dim, config.mla.v_head_dim if config.mla else 0)
 
 
 def has_varlen_kernel(device: torch.device, width: int) -> bool:

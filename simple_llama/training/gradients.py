@@ -18,6 +18,7 @@ from simple_llama.data.batches import (
 from simple_llama.errors import InputError
 from simple_llama.model import packing
 from simple_llama.model.compilation import compile_layers, undo_compilation
+from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import (
     autocast,
@@ -117,26 +118,15 @@ class GradientAccumulator:
     @property
     def packing(self) -> bool:
         """Whether micro-batches are packed; auto: where that is known to be faster."""
-        if self.params.packing != "auto":
-            return self.params.packing
-        return (
-            self._has_packed_kernel
-            and self.params.use_flash_attention
-            and self.params.dynamic_padding
-            and not (self.compiled and self.device.type == "cpu")
-        )
-
-    @property
-    def _has_packed_kernel(self) -> bool:
-        if self.device.type == "cpu":
-            return True
         config = self.model.config
-        width = config.head_dim
-        if config.mla is not None:  # attention pads the narrower
-            width = max(width, config.mla.v_head_dim)
-        in_bf16 = uses_bf16(self.device, self.params.precision)
-        capped = config.attn_logit_softcapping is not None
-        return in_bf16 and not capped and packing.has_varlen_kernel(self.device, width)
+        return packs(
+            config,
+            self.params,
+            self.device.type,
+            half=uses_bf16(self.device, self.params.precision),
+            varlen=packing.has_varlen_kernel(self.device, packing.kernel_width(config)),
+            compiled=self.compiled,
+        )
 
     @property
     def _pad_to(self) -> int | None:
@@ -206,6 +196,27 @@ class GradientAccumulator:
             )
         self.progress.micro_batch_tokens = max(longest, budget // 2)
         self.callback.on_out_of_memory(self.progress.micro_batch_tokens)
+
+
+def packs(
+    config: ModelConfig,
+    params: TrainParams,
+    device: str,
+    *,
+    half: bool,
+    varlen: bool,
+    compiled: bool = False,
+) -> bool:
+    """Whether micro-batches are packed on a kind of device. half: products are computed in
+    bfloat16; varlen: a CUDA device has PyTorch's variable-length attention for the model's heads;
+    compiled: its layers are."""
+    if params.packing != "auto":
+        return params.packing
+    if device == "cpu":
+        fast = not compiled
+    else:
+        fast = half and varlen and config.attn_logit_softcapping is None
+    return fast and params.use_flash_attention and params.dynamic_padding
 
 
 def _warn(what: str, error: Exception) -> None:

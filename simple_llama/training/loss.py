@@ -67,21 +67,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for part, dpart, target in zip(
                 *(torch.split(x, rows) for x in (hidden.to(dtype), dhidden, targets[:, None]))
             ):
-                real = target != IGNORE_INDEX
-                target = target.clamp_min(0)  # noqa: PLW2901
-                logits = F.linear(part, cast)
-                if softcap is not None:
-                    bent = torch.tanh(logits.float() / softcap)
-                    logits = softcap * bent
-                share = logits.log_softmax(dim=-1, dtype=torch.float32)
-                loss -= (share.gather(1, target) * real).sum()
-                share.exp_().scatter_add_(1, target, share.new_full(target.shape, -1.0)).mul_(real)
-                if softcap is not None:
-                    share *= 1 - bent.square_()
-                gradient = share.to(dtype)
+                part_loss, gradient = _part(part, cast, target, softcap)
+                loss += part_loss
                 dpart.copy_(gradient @ cast)
                 if dweight is not None:
                     dweight += gradient.T @ part
+                del gradient  # before the next chunk's
         ctx.dtype = weight.dtype
         ctx.save_for_backward(dhidden, dweight)
         return loss
@@ -92,6 +83,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if dweight is not None:
             dweight = dweight.mul_(grad).to(ctx.dtype)
         return dhidden.mul_(grad), dweight, None, None, None
+
+
+def _part(
+    hidden: Tensor, weight: Tensor, target: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk, hidden (P, D) and target (P, 1), and its gradient by the logits
+    (P, V), in the type of weight (V, D). A function, so that what lies between is freed."""
+    real = target != IGNORE_INDEX
+    target = target.clamp_min(0)
+    logits = F.linear(hidden, weight)
+    if softcap is not None:
+        bent = logits.float().div_(softcap).tanh_()
+        logits = softcap * bent
+    share = logits.log_softmax(dim=-1, dtype=torch.float32)
+    del logits
+    loss = -(share.gather(1, target) * real).sum()
+    share.exp_().scatter_add_(1, target, share.new_full(target.shape, -1.0)).mul_(real)
+    if softcap is not None:
+        share *= bent.square_().neg_().add_(1)
+    return loss, share.to(weight.dtype)
 
 
 def _supervised(model: Decoder, batch: MicroBatch) -> Tensor:

@@ -18,9 +18,9 @@ from simple_llama.training.rounding import stochastic_round_bf16
 
 EPS = 1e-8
 """In AdamW's denominator."""
-CHUNK_SIZE = 2**24
+CHUNK_SIZE = 2**22
 """Weights that are updated at once where they or their moments are not held in float32: temporary
-tensors take some 30 bytes for each."""
+tensors take 33 to 69 bytes for each."""
 
 
 def trainable_parameters(model: Decoder) -> dict[str, Parameter]:

@@ -13,6 +13,7 @@ from simple_llama.model.folder import check_fits, check_token_rows, load_model
 from simple_llama.model.quantisation import require_library, weight_count
 from simple_llama.params import BaseParams, Params, TrainParams
 from simple_llama.training.distributed import Ranks
+from simple_llama.training.estimate import Device, Estimate, shape_of
 from simple_llama.training.fine_tuning import FineTuning, fine_tuning_method
 from simple_llama.training.inputs import TOKENS_DEP
 from simple_llama.training.loop import plan_training
@@ -52,7 +53,7 @@ def set_up(all_params: Params, device: torch.device, ranks: Ranks) -> Setup:
         stop_ids=tokenizer.for_model(base).stop_ids,
     )
     _check_plan(len(data.train), params, ranks)
-    model = _base_model(base, tokenizer, params, device, ranks)
+    model = _base_model(base, tokenizer, data.train, params, device, ranks)
     fine_tuning = fine_tuning_method(params, base, TOKENIZER)
     fine_tuning.prepare(model, params)
     return Setup(
@@ -72,13 +73,22 @@ def _check_plan(examples: int, params: TrainParams, ranks: Ranks) -> None:
 
 
 def _base_model(
-    base: str, tokenizer: ChatTokenizer, params: TrainParams, device: torch.device, ranks: Ranks
+    base: str,
+    tokenizer: ChatTokenizer,
+    tokens: Tokens,
+    params: TrainParams,
+    device: torch.device,
+    ranks: Ranks,
 ) -> Decoder:
     check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
     if params.lora_base == "nf4":
         require_library()
     if params.lora_rank:
         check_token_rows(base, tokenizer.base_vocab_size, tokenizer.control_ids)
+    shape, here = shape_of(base, tokenizer.vocab_size), Device.real(device, params)
+    note = Estimate(shape, params, tokens, here, ranks.world_size).check()
+    if note and ranks.is_main:
+        print(note, flush=True)
     return load_model(
         base,
         device,

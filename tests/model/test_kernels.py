@@ -152,8 +152,8 @@ from simple_llama.training.loss import summed_loss
 torch.set_num_threads(1)
 model = Decoder(tiny_config(vocab_size=152064)).train()
 ids = torch.arange(4096).view(8, 512)
-batch = MicroBatch(ids=ids, positions=torch.arange(4096), targets=ids.flatten(), rows=None,
-    examples=None, longest=512, offsets=None)
+batch = MicroBatch(ids=ids, positions=torch.arange(4096), targets=ids.flatten(),
+    example_index=None, examples=None, longest=512, offsets=None)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 summed_loss(model, batch).backward()

@@ -1,0 +1,191 @@
+"""What a training will take of a device's memory, before anything is loaded, and which settings fit
+where it does not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+
+from simple_llama.data.batches import Indices, balanced_max_tokens, micro_batches
+from simple_llama.data.tokens import Tokens
+from simple_llama.errors import InputError
+from simple_llama.model import packing
+from simple_llama.model.device import device_memory, uses_bf16
+from simple_llama.model.folder import is_exact_in_bf16, load_config
+from simple_llama.params import TrainParams
+from simple_llama.training.fitting import fitting
+from simple_llama.training.gradients import packs
+from simple_llama.training.loop import plan_training
+from simple_llama.training.memory import Footprint, Load, Shape, footprint, load_of
+from simple_llama.training.preflight import longest_step
+
+SHARES = {"cpu": 0.7}
+"""Of what is free that tensors may take: malloc holds 10 to 40% more than a CPU's tensors are."""
+SHARE = 0.9
+"""Of a GPU's: the rest is for what PyTorch needs beside them, and for what an estimate is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device, or one that is imagined."""
+
+    name: str
+    kind: str
+    """cpu, cuda or mps."""
+    half: bool
+    """Whether products are computed in bfloat16."""
+    varlen: bool
+    """Whether it has PyTorch's variable-length attention for heads that are not too wide."""
+    free: int | None
+    """Bytes; None: not told."""
+    total: int | None
+
+    @classmethod
+    def real(cls, device: torch.device, params: TrainParams) -> "Device":
+        free, total = device_memory(device) or (None, None)
+        return cls(
+            name=str(device),
+            kind=device.type,
+            half=uses_bf16(device, params.precision),
+            varlen=packing.has_varlen_kernel(device, 0),
+            free=free,
+            total=total,
+        )
+
+    @classmethod
+    def imagined(cls, memory: int, params: TrainParams) -> "Device":
+        """One with so much memory: a GPU that computes in bfloat16, unless params name a CPU."""
+        kind = "cuda" if params.device == "auto" else params.device.partition(":")[0]
+        half = kind == "cuda" and params.precision != "fp32"
+        if kind != "cuda":
+            half = uses_bf16(torch.device(kind), params.precision)
+        return cls(
+            name=f"such a device ({kind})",
+            kind=kind,
+            half=half,
+            varlen=kind == "cuda",
+            free=memory,
+            total=memory,
+        )
+
+    def holds(self, peak: int) -> bool:
+        """Whether tensors of so many bytes fit, as far as that is known."""
+        return self.free is None or peak <= self.free * SHARES.get(self.kind, SHARE)
+
+
+def shape_of(base: str, vocab_size: int) -> Shape:
+    """Of a base model with an embedding for each of vocab_size ids. Raises InputError."""
+    config = load_config(base)
+    grown = replace(config, vocab_size=max(config.vocab_size, vocab_size))
+    return Shape(grown, exact_in_bf16=is_exact_in_bf16(base))
+
+
+class Estimate:
+    """Of a training on some tokens. What it takes is that of the first epoch's longest step."""
+
+    def __init__(
+        self, shape: Shape, params: TrainParams, tokens: Tokens, device: Device, ranks: int = 1
+    ) -> None:
+        self.shape, self.params, self.device = shape, params, device
+        self.tokens, self.ranks = tokens, ranks
+        plan = plan_training(len(tokens), params)
+        self.examples: Indices = plan.examples_at(longest_step(plan, tokens.lengths))
+        self.longest = int(tokens.lengths[self.examples].max())
+        self._load = cache(self._computed)
+        self.footprint = self.of(params)
+
+    def of(self, params: TrainParams) -> Footprint:
+        """With these params."""
+        return footprint(
+            self.shape,
+            params,
+            self._load(params.tokens_at_once),
+            self.device.kind,
+            half=self.device.half,
+            packed=self.packed,
+            shards=self.ranks if params.shard == "full" else 1,
+        )
+
+    @property
+    def packed(self) -> bool:
+        device, config = self.device, self.shape.config
+        wide = packing.kernel_width(config) > packing.MAX_HEAD_DIM
+        varlen = device.varlen and not wide
+        return packs(config, self.params, device.kind, half=device.half, varlen=varlen)
+
+    def _computed(self, tokens_at_once: int) -> Load:
+        pad_to = None if self.params.dynamic_padding else self.params.max_seq_len
+        lengths = self.tokens.lengths[self.examples]
+        batches = micro_batches(
+            self.tokens,
+            self.examples,
+            max_tokens=balanced_max_tokens(lengths, tokens_at_once, pad_to, self.ranks),
+            pad_id=0,
+            pad_to=pad_to,
+            packing=self.packed,
+        )
+        return load_of(list(batches), self.ranks)
+
+    @property
+    def fits(self) -> bool:
+        return self.device.holds(self.footprint.peak)
+
+    def changes(self) -> str:
+        """'activation_checkpointing: blocks and micro_batch_tokens: 512', with which it fits."""
+
+        def fits(params: TrainParams) -> bool:
+            needs_half = params.weights == "bf16" and not self.device.half
+            return not needs_half and self.device.holds(self.of(params).peak)
+
+        adapters = self.shape.config.mla is None
+        found = fitting(self.params, fits, self.longest, adapters=adapters)
+        if found is None:
+            return "no setting tried fits"
+        return "it fits with " + " and ".join(f"{key}: {value}" for key, value in found.items())
+
+    def verdict(self) -> str:
+        """'at most 12.1 GB of tensors at once, of 22.1 GB free on cpu', and what would fit."""
+        line = f"at most {size(self.footprint.peak)} of tensors at once"
+        if self.device.free is None:
+            return line
+        line += f", of {size(self.device.free)} free on {self.device.name}"
+        return line if self.fits else f"{line}: {self.changes()}"
+
+    def table(self) -> Iterator[str]:
+        load, shape = self._load(self.params.tokens_at_once), self.shape
+        found = self.footprint
+        rows = {
+            "weights": (found.weights, f"{millions(shape.total)} of the base"),
+            "gradients": (found.gradients, f"of {millions(shape.trained(self.params))} trained"),
+            "moments": (found.moments, f"of AdamW, optimizer_state: {self.params.optimizer_state}"),
+            "activations": (
+                found.activations,
+                f"of {load.tokens:,} tokens at once, {'packed' if self.packed else 'padded'}, "
+                f"activation_checkpointing: {self.params.activation_checkpointing}",
+            ),
+            "logits": (found.logits, f"of {load.supervised:,} supervised tokens, and the loss"),
+        }
+        for name, (taken, why) in rows.items():
+            yield f"  {name:<12}{size(taken):>9}  {why}"
+
+    def check(self) -> str | None:
+        """A note where it may not fit. Raises InputError where it cannot: weights and moments
+        alone are more than the device has."""
+        total = self.device.total
+        if total is not None and self.footprint.least > total:
+            raise InputError(
+                f"{self.device.name}: got {size(total)} of memory, wanted "
+                f"{size(self.footprint.least)} for weights and moments alone: {self.changes()}"
+            )
+        return None if self.fits else f"note: the training may take {self.verdict()}"
+
+
+def size(count: int) -> str:
+    """'1.3 GB' of bytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def millions(count: int) -> str:
+    """'0.689M' of weights."""
+    return f"{count / 1e6:,.0f}M" if count >= 1e9 else f"{count / 1e6:.3g}M"
