@@ -229,9 +229,9 @@ def chat(
 ) -> None:
     """Talk with a model on the terminal."""
     from simple_llama.inference.chat import chat
-    from simple_llama.inference.replies import Settings
+    from simple_llama.inference.replies import GenerationSettings
 
-    settings = Settings(**sampling)
+    settings = GenerationSettings(**sampling)
     chat(
         model=model,
         prompt_format=prompt_format,
@@ -281,7 +281,7 @@ def generate(
 ) -> None:
     """Answer prompts, or a file of them, in batches."""
     from simple_llama.inference.batch import generate_replies
-    from simple_llama.inference.replies import Settings
+    from simple_llama.inference.replies import GenerationSettings
 
     generate_replies(
         model=model,
@@ -292,7 +292,7 @@ def generate(
         out=out,
         batch_size=batch_size,
         device=device,
-        settings=Settings(**sampling),
+        settings=GenerationSettings(**sampling),
     )
 
 
@@ -322,10 +322,10 @@ def evaluate(
 
         print(evaluate_file(model, prompt_format, data, out, device))
     elif tasks is not None and data is None and prompt_format == "auto":
-        from simple_llama.evaluation.tasks import Settings, evaluate_tasks
+        from simple_llama.evaluation.tasks import TaskSettings, evaluate_tasks
 
         names = [name.strip() for name in tasks.split(",") if name.strip()]
-        print(evaluate_tasks(model, Settings(tasks=names, device=device, **asked), out))
+        print(evaluate_tasks(model, TaskSettings(tasks=names, device=device, **asked), out))
     else:
         from simple_llama.errors import InputError
 

@@ -20,7 +20,7 @@ from simple_llama.data.rows import Row
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.files import read_json
-from simple_llama.inspection.selection import Inspection, Shown, shown_examples
+from simple_llama.inspection.selection import Inspection, ShownExample, shown_examples
 from simple_llama.inspection.terminal import render
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.device import allowed_devices, pick_device, uses_bf16
@@ -69,7 +69,7 @@ class _Data:
     val: Tokens
     whole: bool
     """Whether these are all rows."""
-    example: Shown
+    example: ShownExample
     prompt_format: str
     vocab_size: int
     """Of the tokenizer."""

@@ -1,8 +1,9 @@
-"""A model of the pipeline scored on its subject; the base's scores and answers as a file.
+"""Scoring the base and the tuned model; the base's scores and answers as a file.
 
-models/baseline.jsonl has a line for each example, in their order: `loss` (nats, summed over its
-`tokens` supervised tokens), `correct` (of these tokens, the most likely ones), and where it was
-answered `reply`, where it was scored `match`. Floats come back as they were.
+models/baseline.jsonl has a line for each example, in their order. `loss` is in nats, summed over
+the example's `tokens` supervised tokens; `correct` counts those that were the most likely ones.
+Where the example was answered, `reply` stands there too, and `match` where exact match was scored.
+Floats are written so that they are read back exactly.
 """
 
 import json
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 
 from simple_llama.errors import InputError
+from simple_llama.evaluation.dataset import EvalDataset
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference
-from simple_llama.evaluation.subject import Subject
 from simple_llama.files import write_json_lines
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.params import BaseParams, EvaluateParams, Params
@@ -29,37 +30,37 @@ def run_baseline(device: torch.device, ranks: Ranks, all_params: Params) -> None
     """The work of the stage baseline: score the base on this device, together with all ranks."""
     params = all_params.section(EvaluateParams)
     base = all_params.section(BaseParams).model_path
-    evaluation = score_base(base, Subject.read(params), device, ranks, params)
+    evaluation = score_base(base, EvalDataset.read(params), device, ranks, params)
     if ranks.is_main:
         write_baseline(evaluation)
 
 
 def score_base(
-    folder: str, subject: Subject, device: torch.device, ranks: Ranks, params: EvaluateParams
+    folder: str, dataset: EvalDataset, device: torch.device, ranks: Ranks, params: EvaluateParams
 ) -> Evaluation:
-    """The base model, with the embeddings that training would start from."""
-    return _score(folder, subject, device, ranks, params, untrained=True)
+    """Score the base model. New tokens get the embeddings that training would start from."""
+    return _score(folder, dataset, device, ranks, params, untrained=True)
 
 
 def score_tuned(
-    folder: str, subject: Subject, device: torch.device, ranks: Ranks, params: EvaluateParams
+    folder: str, dataset: EvalDataset, device: torch.device, ranks: Ranks, params: EvaluateParams
 ) -> Evaluation:
-    """A model that train wrote."""
-    return _score(folder, subject, device, ranks, params, untrained=False)
+    """Score a model that train wrote."""
+    return _score(folder, dataset, device, ranks, params, untrained=False)
 
 
 def _score(
     folder: str,
-    subject: Subject,
+    dataset: EvalDataset,
     device: torch.device,
     ranks: Ranks,
     params: EvaluateParams,
     *,
     untrained: bool,
 ) -> Evaluation:
-    tokenizer, size = subject.tokenizer, subject.tokenizer.vocab_size
+    tokenizer, size = dataset.tokenizer, dataset.tokenizer.vocab_size
     check_fits(folder, size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
-    print(f"scoring {folder} on {len(subject.tokens):,} examples", flush=True)
+    print(f"scoring {folder} on {len(dataset.tokens):,} examples", flush=True)
     model = load_model(
         folder,
         device,
@@ -68,11 +69,11 @@ def _score(
         trained_vocab_size=tokenizer.base_vocab_size if untrained else None,
         control_ids=tokenizer.control_ids.values() if untrained else (),
     )
-    return evaluate(model, subject.tokens, tokenizer.for_model(folder), params, ranks)
+    return evaluate(model, dataset.tokens, tokenizer.for_model(folder), params, ranks)
 
 
 def write_baseline(evaluation: Evaluation, path: Path = BASELINE) -> None:
-    """One line for each example."""
+    """Write one line for each example."""
     write_json_lines(path, _rows(evaluation))
 
 
@@ -88,13 +89,13 @@ def _rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def read_baseline(subject: Subject, path: Path = BASELINE) -> Evaluation:
-    """What write_baseline wrote. Raises InputError where it is of another subject."""
+def read_baseline(dataset: EvalDataset, path: Path = BASELINE) -> Evaluation:
+    """Read what write_baseline wrote. Raises InputError where it is of other examples."""
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    if len(rows) != len(subject.tokens):
+    if len(rows) != len(dataset.tokens):
         raise InputError(
-            f"{path}: {len(rows):,} examples, wanted the {len(subject.tokens):,} that are "
+            f"{path}: {len(rows):,} examples, wanted the {len(dataset.tokens):,} that are "
             "evaluated: run `dvc repro baseline` first"
         )
     matches = {i: bool(row["match"]) for i, row in enumerate(rows) if "match" in row}
@@ -106,5 +107,5 @@ def read_baseline(subject: Subject, path: Path = BASELINE) -> Evaluation:
         ),
         {i: row["reply"] for i, row in enumerate(rows) if "reply" in row},
         matches,
-        {i: reference(subject.tokens, subject.tokenizer, i) for i in matches},
+        {i: reference(dataset.tokens, dataset.tokenizer, i) for i in matches},
     )

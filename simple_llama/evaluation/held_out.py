@@ -1,4 +1,4 @@
-"""A file of conversations that took no part in training, as the models score it."""
+"""Reading and tokenizing a file of conversations that took no part in training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,22 @@ from simple_llama.params import EvaluateParams
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Examples of at most max_seq_len tokens."""
+    """The examples of the file that have a reply to score and at most max_seq_len tokens."""
 
     tokens: Tokens
     ids: Sequence[str]
     categories: Sequence[str | None]
     left_out: int
-    """Rows that are longer, or have no reply to score, be it that they exclude it themselves."""
+    """Rows that are not among them: too long, or without a reply to score (their own flags may
+    exclude it)."""
 
     @classmethod
     def read(cls, path: str, tokenizer: ChatTokenizer, params: EvaluateParams) -> "HeldOut":
-        """Raises InputError where a row is no conversation, the prompt format refuses it, or none
-        is left."""
+        """Read the file at `path`.
+
+        Raises InputError where a row is no conversation, where the prompt format refuses one, or
+        where no row is left.
+        """
         excluded: list[str] = []
         examples = list(read_examples(path, params.system_prompt, excluded))
         batch = tokenizer.encode_batch([one.messages for one in examples], params.supervise)

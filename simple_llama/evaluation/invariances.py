@@ -1,7 +1,7 @@
 """The invariances that the pipeline promises, each as a difference and its tolerance.
 
-All is computed in float32, because in bfloat16 rounding would hide the differences that are looked
-for. Few examples are looked at, so that a small model takes seconds.
+Everything is computed in float32: in bfloat16, rounding would hide the differences in question.
+Only a few examples are used, so that a small model takes seconds.
 """
 
 import random
@@ -39,9 +39,9 @@ GRADIENT_TOLERANCE = 1e-4
 LOGITS_TOLERANCE = 1e-4
 
 STEP_EXAMPLES = 32
-"""Of a training step, at most."""
+"""Examples of a training step, at most."""
 STEP_TOKENS = 4096
-"""Padded tokens of what is computed as one batch, at most (but at least two examples)."""
+"""Tokens of one batch with its padding, at most; a batch has at least two examples, though."""
 EVALUATED = 8
 """Validation examples."""
 PROMPTS = 4
@@ -75,7 +75,7 @@ class Check:
 def micro_batching(
     model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams
 ) -> Iterator[Check]:
-    """A step's loss and gradient in micro-batches, one example at a time, and in one batch."""
+    """Compare a step's loss and gradient: in micro-batches, one example at a time, in one batch."""
     examples = first_step(tokens, params)
     whole = len(examples) * int(tokens.lengths[examples].max())
     losses, gradients = [], []
@@ -101,7 +101,7 @@ def micro_batching(
 
 
 def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams) -> Check:
-    """A step's loss, padded to the longest of each micro-batch and padded to max_seq_len."""
+    """Compare a step's loss: padded to each micro-batch's longest, and padded to max_seq_len."""
     examples = first_step(tokens, params)[: max(2, STEP_TOKENS // params.max_seq_len)]
     batches = partial(
         micro_batches, tokens, examples, max_tokens=params.tokens_at_once, pad_id=tokenizer.pad_id
@@ -111,7 +111,7 @@ def padding(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: Tr
 
 
 def packing(model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams) -> Check:
-    """A step's loss, padded and with several examples end to end in one row."""
+    """Compare a step's loss: padded, and packed (several examples end to end in one row)."""
     examples = first_step(tokens, params)
     several = max(params.tokens_at_once, 2 * int(tokens.lengths[examples].max()))
     batches = partial(micro_batches, tokens, examples, max_tokens=several, pad_id=tokenizer.pad_id)
@@ -130,7 +130,7 @@ def _same_loss(name: str, model: Decoder, ways: Iterable[Iterator[MicroBatch]]) 
 
 
 def first_step(tokens: Tokens, params: TrainParams) -> Indices:
-    """The examples of the first optimizer step, or so many of them as make one batch."""
+    """The examples of the first optimizer step, or as many of them as fit into one batch."""
     trained = min(len(tokens), params.max_train_examples or len(tokens))
     size = min(params.examples_per_step, STEP_EXAMPLES)
     examples = epoch_order(trained, params.seed, 0)[:size]
@@ -154,9 +154,9 @@ def _mean_loss(model: Decoder, batches: list[MicroBatch], *, backward: bool = Fa
 def prompt_identity(
     tokens: Tokens, tokenizer: ChatTokenizer, conversations: Mapping[int, Sequence[Message]]
 ) -> Check:
-    """Inference prompts against what stands before the last reply in training.
+    """Compare the prompt of inference with what stands before the last reply in training.
 
-    conversations: by example of `tokens`.
+    conversations: example of `tokens` → its messages.
     """
     differing = sum(
         tokenizer.prompt(messages[:-1]) != split_prompt_and_reply(tokens, example)[0]
@@ -173,9 +173,9 @@ def prompt_identity(
 def evaluation(
     model: Decoder, tokens: Tokens, tokenizer: ChatTokenizer, params: TrainParams
 ) -> Iterator[Check]:
-    """Random states and the model's mode before and after scoring and generating.
+    """Compare random states and the model's mode before and after scoring and generating.
 
-    From train mode too: with dropout, an evaluation that stays in it draws random numbers.
+    It starts from train mode too: an evaluation that forgot to leave it would draw dropout masks.
     """
     device = _device(model)
     before = random_states(device)
@@ -226,7 +226,7 @@ def _evaluate(
 
 
 def random_states(device: torch.device) -> dict[str, object]:
-    """The random states of this process, by whose they are; equal where nothing was drawn."""
+    """The random states of this process: library → state. They are equal if nothing was drawn."""
     numpy_state: Any = np.random.get_state()
     states: dict[str, object] = {
         "torch": torch.get_rng_state().tolist(),
@@ -241,7 +241,7 @@ def random_states(device: torch.device) -> dict[str, object]:
 
 
 def some_prompts(tokens: Tokens, max_positions: int) -> list[list[int]]:
-    """A few prompts of various lengths, shortest first, cut to where an answer still fits."""
+    """A few prompts of various lengths, shortest first, cut so that an answer still fits."""
     by_length = np.argsort(tokens.lengths, kind="stable")
     chosen = by_length[evenly_spaced(len(tokens), PROMPTS)]
     room = max(1, max_positions - NEW_TOKENS)
@@ -251,7 +251,7 @@ def some_prompts(tokens: Tokens, max_positions: int) -> list[list[int]]:
 def cached_generation(
     model: Decoder, prompts: Sequence[Sequence[int]], tokenizer: ChatTokenizer
 ) -> Check:
-    """Logits of greedy generation, one prompt at a time, against those of each whole sequence."""
+    """Compare the logits of generation with a KV cache with those of each whole sequence."""
     differences = [_generation_difference(model, [prompt], tokenizer.stop_id) for prompt in prompts]
     return Check(
         name="cached generation = uncached",
@@ -264,7 +264,7 @@ def cached_generation(
 def batched_generation(
     model: Decoder, prompts: Sequence[Sequence[int]], tokenizer: ChatTokenizer
 ) -> Check:
-    """The same with all prompts in one batch, padded on the left, half of which ends early."""
+    """The same with all prompts in one left-padded batch, in which half of the rows end early."""
     return Check(
         name="batched generation = one at a time",
         difference=_generation_difference(model, prompts, tokenizer.stop_id),
@@ -318,7 +318,7 @@ def _recorded_logits(model: Decoder, stop_id: int) -> Iterator[list[Tensor]]:
 
 
 def saving(model: Decoder, prompt: Sequence[int], params: TrainParams) -> Iterator[Check]:
-    """Weights and logits before saving and after loading, through a temporary folder.
+    """Compare weights and logits before saving and after loading, in a temporary folder.
 
     Raises InputError or OSError where the temporary folder has no room for the model.
     """
@@ -339,7 +339,7 @@ def _logits(model: Decoder, ids: Sequence[int]) -> Tensor:
 
 
 def max_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Of tensors of the same shapes, pair by pair; not a number where any difference is none."""
+    """The largest difference between tensors of the same shapes, pair by pair; NaN if any is."""
     differences = [(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(differences).max().item()
 

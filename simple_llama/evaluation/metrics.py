@@ -20,17 +20,17 @@ from simple_llama.params import EvaluateParams
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loss import Scores, score
 
-SHARE = 0.5
-"""Of a GPU's free memory that is filled at most."""
-MOST_TOKENS = 2**17
-"""At once; more are not faster."""
+GPU_MEMORY_FRACTION = 0.5
+"""How much of a GPU's free memory a batch may fill."""
+MAX_TOKENS_AT_ONCE = 2**17
+"""Tokens of a batch, at most: larger batches are not faster."""
 LONG_SAMPLES = 8
-"""Examples with a reference too long for exact match that are answered all the same, to be read."""
+"""Examples whose reference is too long for exact match, but which are answered for the reader."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on E examples."""
+    """What one model scored and answered on E examples."""
 
     scores: Scores
     replies: Mapping[int, str]
@@ -48,8 +48,10 @@ def evaluate(
     params: EvaluateParams,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Score every example, and answer those whose reference is short, plus a few long ones; the
-    ranks share the work, and each gets the whole result."""
+    """Score every example, and answer those whose reference is short, plus a few long ones.
+
+    The ranks share the work, and each gets the whole result.
+    """
     device = next(model.parameters()).device
     budget = tokens_at_once(model, params)
     scores = score(
@@ -80,28 +82,34 @@ def evaluate(
 
 
 def tokens_at_once(model: Decoder, params: EvaluateParams) -> int:
-    """micro_batch_tokens; auto: as many as SHARE of a GPU's free memory has room for, their keys
-    and values in all layers and what one layer computes of them, in float32 at most."""
+    """Return how many tokens a batch may have: micro_batch_tokens, where that is a number.
+
+    Where it is auto, a GPU takes what fits into GPU_MEMORY_FRACTION of its free memory: the keys
+    and values of all layers, and the activations of one, in float32 at most.
+    """
     free = free_memory(next(model.parameters()).device)
     if params.micro_batch_tokens != "auto" or free is None or params.deterministic:
         return params.tokens_at_once
     config = model.config
     cached = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     computed = 8 * config.hidden_size + 4 * config.intermediate_size
-    most = SHARE * free / (4 * (cached + computed))
-    return int(min(MOST_TOKENS, max(params.tokens_at_once, most)))
+    most = GPU_MEMORY_FRACTION * free / (4 * (cached + computed))
+    return int(min(MAX_TOKENS_AT_ONCE, max(params.tokens_at_once, most)))
 
 
 def _same(reply: str, wanted: str, *, calls: bool) -> bool:
-    """Whether a reply is the reference; of one that calls tools, whether it makes the same calls,
-    however they are written and whatever stands before them."""
+    """Whether a reply equals the reference.
+
+    Where the reference calls tools, the reply has to make the same calls: how they are written, and
+    what stands before them, does not count.
+    """
     if calls and (called := parse_calls(wanted)):
         return parse_calls(reply) == called
     return reply.strip() == wanted.strip()
 
 
 def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indices]:
-    """The examples whose reference has at most max_tokens tokens, and the others."""
+    """Split the examples: those whose reference has at most max_tokens tokens, and the others."""
     # the last reply's closing control token is not counted
     sizes = np.array(
         [len(split_prompt_and_reply(tokens, i)[1]) - 1 for i in range(len(tokens))], np.int64
@@ -110,7 +118,7 @@ def exact_match_examples(tokens: Tokens, max_tokens: int) -> tuple[Indices, Indi
 
 
 def reference(tokens: Tokens, tokenizer: ChatTokenizer, example: int) -> str:
-    """The last reply as the tokenizer gives it back."""
+    """Return the text of an example's last reply, decoded from its tokens."""
     return tokenizer.decode(split_prompt_and_reply(tokens, example)[1][:-1])
 
 
@@ -125,7 +133,7 @@ def _answer(
 ) -> dict[int, list[int]]:
     """Greedy replies, as token ids, in batches of like length.
 
-    One token more than max_tokens is generated, to tell a reply that ends there from a longer one.
+    Up to max_tokens + 1 tokens are generated: a reply that has so many did not end in time.
     """
     prompts = {int(i): split_prompt_and_reply(tokens, int(i))[0] for i in examples}
     lengths = np.zeros(len(tokens), np.int64)
@@ -148,11 +156,11 @@ def _answer(
 def summarise(
     tuned: Evaluation, base: Evaluation | None, categories: Sequence[str | None], data: str
 ) -> dict[str, Any]:
-    """reports/eval.json: both models side by side, over all examples and by category. Without a
-    base, one model by itself.
+    """Write what reports/eval.json holds: both models over all examples, and by category.
 
-    categories: one per example. Losses in nats per supervised token; shares from 0 to 1, null
-    where no example was scored.
+    base: None where there is only one model. categories: one per example. data: a sentence on
+    what was evaluated. Losses are in nats per supervised token; shares are from 0 to 1, None where
+    no example was scored.
     """
     named = [name or "uncategorised" for name in categories] if any(categories) else []
     by_category = {}
@@ -212,7 +220,7 @@ def _share(matches: Mapping[int, bool], scored: list[int]) -> float | None:
 
 
 def _most_frequent(references: Mapping[int, str], scored: list[int]) -> float | None:
-    """What always giving the most frequent answer would score."""
+    """The exact match of a model that always gives the most frequent answer."""
     if not scored:
         return None
     [(_, times)] = Counter(references[i] for i in scored).most_common(1)

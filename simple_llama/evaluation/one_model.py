@@ -15,10 +15,10 @@ from simple_llama.pipeline import check_outside_outs
 
 
 def evaluate_file(model: str, prompt_format: str, data: str, out: str | None, device: str) -> str:
-    """Score a model folder on a file, with the tokenizer of that folder and the evaluation
-    settings of params.yaml; the report, for a person.
+    """Score a model folder on a file and return the report as text.
 
-    out: where it is written as JSON too. Nothing else is written. Raises InputError.
+    The tokenizer is the folder's own, the evaluation settings those of params.yaml. out: a file
+    that gets the report as JSON; nothing else is written. Raises InputError.
     """
     if out is not None:
         check_outside_outs(out)

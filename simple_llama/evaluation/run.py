@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from simple_llama.evaluation.baseline import read_baseline, score_tuned
+from simple_llama.evaluation.dataset import EvalDataset
 from simple_llama.evaluation.metrics import summarise
 from simple_llama.evaluation.report.contents import read_contents
 from simple_llama.evaluation.report.page import render
 from simple_llama.evaluation.samples import answered_examples, highest_losses
-from simple_llama.evaluation.subject import Subject
 from simple_llama.evaluation.summary import scores_in_a_line
 from simple_llama.evaluation.tracked import continued_run, log_evaluation
 from simple_llama.files import atomic_write, read_json, write_json, write_json_lines
@@ -23,18 +23,18 @@ REPORT = Path("models/report.html")
 def run_evaluation(device: torch.device, ranks: Ranks, all_params: Params) -> None:
     """Score the tuned model on this device, together with all ranks; the main one reports."""
     params = all_params.section(EvaluateParams)
-    subject = Subject.read(params)
+    dataset = EvalDataset.read(params)
     if not ranks.is_main:
-        score_tuned(MODEL, subject, device, ranks, params)
+        score_tuned(MODEL, dataset, device, ranks, params)
         return
-    base = read_baseline(subject)
+    base = read_baseline(dataset)
     with continued_run(all_params) as run:
         with ranks.propagate_errors():
-            tuned = score_tuned(MODEL, subject, device, ranks, params)
-        scores = summarise(tuned, base, subject.categories, subject.sentence)
+            tuned = score_tuned(MODEL, dataset, device, ranks, params)
+        scores = summarise(tuned, base, dataset.categories, dataset.description)
         scores |= _rounded_base(params)
-        samples = answered_examples(subject, base, tuned)
-        worst = highest_losses(subject, base, tuned)
+        samples = answered_examples(dataset, base, tuned)
+        worst = highest_losses(dataset, base, tuned)
         write_json("reports/eval.json", scores)
         write_json_lines("models/samples.jsonl", samples)
         with atomic_write(REPORT) as file:

@@ -5,21 +5,21 @@ from typing import Any
 import numpy as np
 
 from simple_llama.data.batches import split_prompt_and_reply
+from simple_llama.evaluation.dataset import EvalDataset
 from simple_llama.evaluation.metrics import Evaluation, reference
-from simple_llama.evaluation.subject import Subject
 
 HIGHEST_LOSSES = 20
 """So many examples are listed."""
 
 
 def answered_examples(
-    subject: Subject, base: Evaluation, tuned: Evaluation
+    dataset: EvalDataset, base: Evaluation, tuned: Evaluation
 ) -> list[dict[str, Any]]:
     """Each answered example: prompt, reference, the base model's and the tuned model's answer."""
-    tokens, tokenizer = subject.tokens, subject.tokenizer
+    tokens, tokenizer = dataset.tokens, dataset.tokenizer
     return [
         {
-            "category": subject.categories[example],
+            "category": dataset.categories[example],
             "prompt": tokenizer.decode(split_prompt_and_reply(tokens, example)[0]),
             "reference": reference(tokens, tokenizer, example),
             "base": base.replies[example],
@@ -31,7 +31,9 @@ def answered_examples(
     ]
 
 
-def highest_losses(subject: Subject, base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
+def highest_losses(
+    dataset: EvalDataset, base: Evaluation, tuned: Evaluation
+) -> list[dict[str, Any]]:
     """The examples with the highest loss of the tuned model, in nats per token, highest first.
 
     Wrong data stands out among them.
@@ -40,12 +42,12 @@ def highest_losses(subject: Subject, base: Evaluation, tuned: Evaluation) -> lis
     order = np.argsort(-losses, kind="stable")[:HIGHEST_LOSSES]
     return [
         {
-            "id": subject.ids[example],
-            "category": subject.categories[example],
+            "id": dataset.ids[example],
+            "category": dataset.categories[example],
             "loss": float(losses[example]),
             "base_loss": float(before[example]),
             "tokens": int(tuned.scores.tokens[example]),
-            "reference": reference(subject.tokens, subject.tokenizer, example),
+            "reference": reference(dataset.tokens, dataset.tokenizer, example),
         }
         for example in order.tolist()
     ]

@@ -25,8 +25,8 @@ Scores = dict[str, tuple[float, float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is asked, and how."""
+class TaskSettings:
+    """Which tasks are scored, and how their questions are put."""
 
     tasks: Sequence[str]
     include: str | None
@@ -38,11 +38,11 @@ class Settings:
     device: str
 
 
-def evaluate_tasks(model: str, settings: Settings, out: str | None) -> str:
-    """Score a model folder, and beside it the base of params.yaml where it is the pipeline's own
-    model; the table, for a person. The pipeline's model has its scores in its MLflow run too.
+def evaluate_tasks(model: str, settings: TaskSettings, out: str | None) -> str:
+    """Score a model folder and return the scores as a table.
 
-    out: where they are written as JSON. Raises InputError.
+    models/sft is compared with the base of params.yaml, and its scores are added to its MLflow run.
+    out: a file that gets the scores as JSON. Raises InputError.
     """
     if out is not None:
         check_outside_outs(out)
@@ -91,7 +91,7 @@ def _harness() -> Any:
 
 
 def _check_loads(folder: str) -> None:
-    """Raises InputError where `transformers` cannot load it, which the harness computes with."""
+    """Raises InputError where `transformers`, which the harness computes with, cannot load it."""
     if is_pth(Path(folder)) or load_config(folder).model_type == MLA:
         raise InputError(
             f"{folder}: evaluate --tasks computes with transformers, which cannot load it, wanted "
@@ -99,8 +99,8 @@ def _check_loads(folder: str) -> None:
         )
 
 
-def _score(folder: str, model: str, settings: Settings, manager: Any) -> Scores:
-    """One model's scores, with the tokenizer of `model`, so that both see the same."""
+def _score(folder: str, model: str, settings: TaskSettings, manager: Any) -> Scores:
+    """Score one model. Both get the tokenizer of `model`, so that both see the same tokens."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -129,8 +129,10 @@ def _score(folder: str, model: str, settings: Settings, manager: Any) -> Scores:
 
 
 def _flat(results: Mapping[str, Mapping[str, Any]]) -> Scores:
-    """The harness has 'acc,none' and 'acc_stderr,none': behind the comma stands the filter that
-    the answers went through."""
+    """Flatten the harness's results, whose keys are like 'acc,none' and 'acc_stderr,none'.
+
+    Behind the comma stands the filter that the answers went through.
+    """
     scores: Scores = {}
     for task, values in results.items():
         for key, value in values.items():

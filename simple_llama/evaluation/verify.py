@@ -1,6 +1,6 @@
-"""`simple-llama verify`: what the pipeline promises, measured on one's own data and model.
+"""`simple-llama verify`: measure on your own data and model what the pipeline promises.
 
-No file of the project is written.
+It writes no file of the project.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,13 +33,13 @@ CONVERSATIONS_COMPARED = 300
 
 def verify() -> None:
     """Print each check as soon as it is computed. Raises InputError where one fails."""
-    subject = load(Params())
+    setup = load(Params())
     print(
-        f"{subject.folder} on {describe_device(pick_device(subject.params.device), 'fp32')}",
+        f"{setup.folder} on {describe_device(pick_device(setup.params.device), 'fp32')}",
         flush=True,
     )
     done = []
-    for result in checks(subject):
+    for result in checks(setup):
         print(result, flush=True)
         done.append(result)
     failed = [result.name for result in done if not result.holds]
@@ -48,8 +48,8 @@ def verify() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is checked."""
+class Setup:
+    """The model, tokens and conversations that the checks need."""
 
     folder: Path
     """Where the model came from."""
@@ -58,12 +58,12 @@ class Subject:
     val: Tokens
     tokenizer: ChatTokenizer
     conversations: Mapping[int, Sequence[Message]]
-    """By example of `val`: some of its conversations, each ending with a reply."""
+    """Example of `val` → its messages, the last of which is a reply; for some of the examples."""
     params: TrainParams
 
 
-def load(params: Params) -> Subject:
-    """The last run's tokens and models/sft, or the base model where there is none yet.
+def load(params: Params) -> Setup:
+    """Load the last run's tokens and models/sft, or the base model where there is none yet.
 
     Raises InputError where there is nothing to verify yet, or model and tokens do not fit.
     """
@@ -78,7 +78,7 @@ def load(params: Params) -> Subject:
         folder, tokenizer.vocab_size, settings.max_seq_len, added_tokens=tokenizer.added_tokens
     )
     val = Tokens.read(VAL)
-    return Subject(
+    return Setup(
         folder=folder,
         model=load_model(
             folder,
@@ -110,15 +110,15 @@ def _conversations(val: Tokens) -> Mapping[int, Sequence[Message]]:
     return found
 
 
-def checks(subject: Subject) -> Iterator[Check]:
-    """All checks, each as soon as it is computed. The model must be in eval mode."""
-    model, tokenizer, params = subject.model, subject.tokenizer, subject.params
-    prompts = invariances.some_prompts(subject.val, model.config.max_length)
-    yield from invariances.micro_batching(model, subject.train, tokenizer, params)
-    yield invariances.padding(model, subject.train, tokenizer, params)
-    yield invariances.packing(model, subject.train, tokenizer, params)
-    yield invariances.prompt_identity(subject.val, tokenizer, subject.conversations)
-    yield from invariances.evaluation(model, subject.val, tokenizer, params)
+def checks(setup: Setup) -> Iterator[Check]:
+    """Compute all checks, one after the other. The model must be in eval mode."""
+    model, tokenizer, params = setup.model, setup.tokenizer, setup.params
+    prompts = invariances.some_prompts(setup.val, model.config.max_length)
+    yield from invariances.micro_batching(model, setup.train, tokenizer, params)
+    yield invariances.padding(model, setup.train, tokenizer, params)
+    yield invariances.packing(model, setup.train, tokenizer, params)
+    yield invariances.prompt_identity(setup.val, tokenizer, setup.conversations)
+    yield from invariances.evaluation(model, setup.val, tokenizer, params)
     yield invariances.cached_generation(model, prompts, tokenizer)
     yield invariances.batched_generation(model, prompts, tokenizer)
     yield from invariances.saving(model, prompts[0], params)

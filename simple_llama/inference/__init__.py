@@ -1,1 +1,1 @@
-"""A trained model in use: replies, one at a time or by the file, and the model handed on."""
+"""Using a trained model: chat, replies to a file of prompts, export."""

@@ -13,14 +13,14 @@ from tqdm import tqdm
 from simple_llama.data.tool_calls import parse_reply
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
-from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
+from simple_llama.inference.replies import GenerationSettings, Replier, checked_text, load_replier
 from simple_llama.inference.requests import Request, read_requests, read_tool_file, with_tools
 from simple_llama.inference.terminal import printable
 from simple_llama.model.generation import generate
 from simple_llama.pipeline import check_outside_outs
 
 BATCHES_AHEAD = 16
-"""So many batches of prompts are read at once and sorted by length, so that little is padding."""
+"""Batches of prompts that are read at once and sorted by length, so that little is padding."""
 
 
 def generate_replies(
@@ -33,10 +33,11 @@ def generate_replies(
     out: str | None,
     batch_size: int,
     device: str,
-    settings: Settings,
+    settings: GenerationSettings,
 ) -> None:
-    """Answer the prompts, or those of a file, as JSONL to `out` or the standard output; a single
-    prompt's reply there is plain text. Raises InputError.
+    """Answer the prompts, or those of a file, as JSONL to `out` or to standard output.
+
+    To standard output, the reply to a single prompt is plain text. Raises InputError.
     """
     if bool(prompts) == bool(file):
         raise InputError("wanted --prompt TEXT, once or several times, or --file FILE")
@@ -80,13 +81,13 @@ def _from_arguments(prompts: Sequence[str]) -> list[Request]:
 
 
 def answer(
-    replier: Replier, requests: Iterable[Request], batch_size: int, settings: Settings
+    replier: Replier, requests: Iterable[Request], batch_size: int, settings: GenerationSettings
 ) -> Iterator[dict[str, Any]]:
-    """A record for each request, in order: id, prompt, reply, whether the reply came to its end,
-    the calls in it, and the reference if the request has one.
+    """Yield a record for each request, in order.
 
-    Sampled replies depend on the batch size; greedy ones do not, but for ties within rounding.
-    Raises InputError.
+    A record has id, prompt, reply, complete (whether the reply ended by itself), the tool calls in
+    it, and the reference if the request has one. Sampled replies depend on the batch size. Greedy
+    ones do not, except where rounding decides between two tokens. Raises InputError.
     """
     generator = settings.generator()
     waiting = iter(requests)

@@ -10,7 +10,7 @@ from typing import Any
 
 from simple_llama.data.tool_calls import parse_reply
 from simple_llama.errors import InputError
-from simple_llama.inference.replies import Replier, Settings, checked_text, load_replier
+from simple_llama.inference.replies import GenerationSettings, Replier, checked_text, load_replier
 from simple_llama.inference.requests import read_tool_file
 from simple_llama.inference.terminal import Columns, printable
 from simple_llama.params import BaseParams, Params
@@ -22,19 +22,19 @@ HELP = """\
 /help          this
 /exit          leave, as Ctrl-D does; Ctrl-C stops a reply
 A line that begins with a space is never a command."""
-NARROW = 80
-"""Columns of a terminal below which two replies stand one after the other."""
+MIN_COLUMNS_SIDE_BY_SIDE = 80
+"""In a narrower terminal the two replies are printed one after the other."""
 
 
-class Voice:
-    """A model and the conversation as it went with it."""
+class Conversation:
+    """A conversation with one model."""
 
     def __init__(
         self,
         name: str,
         replier: Replier,
         system: str | None,
-        settings: Settings,
+        settings: GenerationSettings,
         tools: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.name, self._tools = name, list(tools)
@@ -43,23 +43,23 @@ class Voice:
         self.restart(system)
 
     def restart(self, system: str | None) -> None:
-        """Forget the conversation; None: the model's own system prompt."""
+        """Forget all turns. system: None for the model's own system prompt."""
         self.system = system
         self._turns: list[dict[str, Any]] = []
 
     @property
-    def called(self) -> list[str]:
-        """The calls that wait for their results."""
+    def pending_calls(self) -> list[str]:
+        """The tool calls of the last reply, which wait for their results."""
         last = self._turns[-1] if self._turns else {}
         calls = [call["function"] for call in last.get("tool_calls", [])]
         return [f"{one['name']} {json.dumps(one['arguments'])}" for one in calls]
 
-    def hear(self, text: str, role: str = "user") -> int:
-        """Take a message; the number of oldest turns that had to be forgotten for it.
+    def add_message(self, text: str, role: str = "user") -> int:
+        """Add a message. Returns how many of the oldest turns were forgotten to make room for it.
 
-        Half of the model's positions, or max_tokens if that is less, stay free for the reply.
-        Raises InputError where the message alone is too long, or the prompt format refuses it;
-        then it is as if never said.
+        Half of the model's positions, or max_tokens if that is less, are kept free for the reply.
+        Raises InputError, and leaves the message out, where it is too long by itself or the prompt
+        format refuses it.
         """
         self._turns.append({"role": role, "content": text})
         ends = self._replier.max_length
@@ -86,7 +86,7 @@ class Voice:
         raise AssertionError
 
     def reply(self) -> Generator[str, None, None]:
-        """The reply to what was heard, piece by piece. Where it is left, it ended."""
+        """Yield the reply to the last message, piece by piece. A caller that stops ends it."""
         said = ""
         try:
             for piece in self._replier.reply(self._prompt, self._settings, self._generator):
@@ -112,9 +112,9 @@ def chat(
     tools: str | None,
     compare: str | None,
     device: str,
-    settings: Settings,
+    settings: GenerationSettings,
 ) -> None:
-    """Talk until the input ends. compare: another model, "" for params.yaml's base model.
+    """Chat until the input ends. compare: a second model's folder, "" for params.yaml's base.
 
     Raises InputError.
     """
@@ -122,21 +122,21 @@ def chat(
         checked_text("--system", system)
     offered = [] if tools is None else read_tool_file(tools)
     replier = load_replier(model, device, prompt_format=prompt_format)
-    voices = [Voice(model, replier, system, settings, offered)]
+    talks = [Conversation(model, replier, system, settings, offered)]
     if compare is not None:
         base = compare or Params().section(BaseParams).model_path
         # the same prompt for both, as in the report
         other = load_replier(base, device, tokenizer=replier.tokenizer)
-        voices.append(Voice(base, other, system, settings, offered))
+        talks.append(Conversation(base, other, system, settings, offered))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (input() then has a history and can be edited)
-        print(f"{' and '.join(voice.name for voice in voices)}. /help lists the commands.")
+        print(f"{' and '.join(talk.name for talk in talks)}. /help lists the commands.")
     for line in _lines(interactive):
         try:
-            if not _answer(voices, line, interactive):
+            if not _answer(talks, line, interactive):
                 break
         except InputError as error:
             if not interactive:
@@ -158,8 +158,8 @@ def _lines(interactive: bool) -> Iterator[str]:
             print("\n(/exit or Ctrl-D leaves)")
 
 
-def _answer(voices: Sequence[Voice], line: str, interactive: bool) -> bool:
-    """Whether the conversation goes on after this line."""
+def _answer(talks: Sequence[Conversation], line: str, interactive: bool) -> bool:
+    """Answer a line, or carry out its command. Returns whether the chat goes on."""
     command, _, rest = line.partition(" ")
     match command:
         case "/exit":
@@ -167,65 +167,65 @@ def _answer(voices: Sequence[Voice], line: str, interactive: bool) -> bool:
         case "/help":
             print(HELP)
         case "/reset":
-            for voice in voices:
-                voice.restart(voice.system)
+            for talk in talks:
+                talk.restart(talk.system)
             _note("a new conversation", interactive)
         case "/system":
-            for voice in voices:
-                voice.restart(rest.strip() or None)
+            for talk in talks:
+                talk.restart(rest.strip() or None)
             _note("a new conversation, with this system prompt", interactive)
         case "/tool":
-            if all(voice.called for voice in voices):
-                _converse(voices, rest.strip(), interactive, "tool")
+            if all(talk.pending_calls for talk in talks):
+                _converse(talks, rest.strip(), interactive, "tool")
             else:
                 _note("no call waits for a result", interactive)
         case _ if command.startswith("/"):
             _note(f"no command {printable(command)}: /help lists them", interactive)
         case _ if line.strip():
-            _converse(voices, line.strip(), interactive)
+            _converse(talks, line.strip(), interactive)
     return True
 
 
-def _converse(voices: Sequence[Voice], text: str, interactive: bool, role: str = "user") -> None:
-    for voice in voices:
-        if forgotten := voice.hear(text, role):
+def _converse(
+    talks: Sequence[Conversation], text: str, interactive: bool, role: str = "user"
+) -> None:
+    for talk in talks:
+        if forgotten := talk.add_message(text, role):
             turns = "turn" if forgotten == 1 else f"{forgotten} turns"
-            _note(
-                f"{voice.name}: the oldest {turns} forgotten, its positions are full", interactive
-            )
+            _note(f"{talk.name}: the oldest {turns} forgotten, its positions are full", interactive)
     columns = shutil.get_terminal_size().columns
     try:
-        if interactive and len(voices) > 1 and columns >= NARROW:
-            _side_by_side(voices, columns)
+        if interactive and len(talks) > 1 and columns >= MIN_COLUMNS_SIDE_BY_SIDE:
+            _side_by_side(talks, columns)
         else:
-            _one_by_one(voices)
+            _one_by_one(talks)
     except KeyboardInterrupt:
         if not interactive:
             raise
         print()
         _note("stopped", interactive)
-    for voice in voices:
-        for call in voice.called:
-            _note(f"{voice.name} calls {call}: /tool TEXT gives the result", interactive)
+    for talk in talks:
+        for call in talk.pending_calls:
+            _note(f"{talk.name} calls {call}: /tool TEXT gives the result", interactive)
 
 
-def _one_by_one(voices: Sequence[Voice]) -> None:
-    for voice in voices:
-        if len(voices) > 1:
-            print(f"{voice.name}: ", end="")
-        with contextlib.closing(voice.reply()) as pieces:
+def _one_by_one(talks: Sequence[Conversation]) -> None:
+    for talk in talks:
+        if len(talks) > 1:
+            print(f"{talk.name}: ", end="")
+        with contextlib.closing(talk.reply()) as pieces:
             for piece in pieces:
                 print(printable(piece), end="", flush=True)
         print(flush=True)
 
 
-def _side_by_side(voices: Sequence[Voice], columns: int) -> None:
-    """Both at once, token by token in turns."""
-    table = Columns(sys.stdout, [voice.name for voice in voices], columns)
+def _side_by_side(talks: Sequence[Conversation], columns: int) -> None:
+    """Print both replies at once, taking a token from each in turn."""
+    table = Columns(sys.stdout, [talk.name for talk in talks], columns)
     with contextlib.ExitStack() as stack:
         speaking = {
-            place: stack.enter_context(contextlib.closing(voice.reply()))
-            for place, voice in enumerate(voices)
+            place: stack.enter_context(contextlib.closing(talk.reply()))
+            for place, talk in enumerate(talks)
         }
         while speaking:
             for place, pieces in list(speaking.items()):
@@ -237,5 +237,5 @@ def _side_by_side(voices: Sequence[Voice], columns: int) -> None:
 
 
 def _note(text: str, interactive: bool) -> None:
-    """To the person, not into what a program reads."""
+    """Tell the user something; not on standard output where a program reads it."""
     print(f"({printable(text)})", file=sys.stdout if interactive else sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`simple-llama export`: a model folder of its own, for another run or another tool."""
+"""`simple-llama export`: copy a model to a folder outside the pipeline, for other tools."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export(*, folder: str, model: str, dtype: str) -> str:
-    """Write the model and its tokenizer whole or not at all; what was done, for a person.
+    """Write the model and its tokenizer, whole or not at all; return what to print.
 
-    Raises InputError where the folder is not free, DVC's, or there is no model.
+    Raises InputError where the folder is not empty or is written by DVC, or there is no model.
     """
     target = Path(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

@@ -1,6 +1,7 @@
-"""Chat templates for programs other than `transformers`, whose {% generation %} block is its own.
+"""Making chat templates readable by programs other than `transformers`.
 
-Jinja, minijinja and llama.cpp refuse a template that has one. What is in it counts for all.
+Only `transformers` knows the block {% generation %}, which marks what is trained. Jinja, minijinja
+and llama.cpp refuse a template that has one; what stands inside is as valid for them.
 """
 
 import re
@@ -9,26 +10,28 @@ from typing import Any
 
 from simple_llama.files import read_json, write_json
 
-INSIDE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?!%\}|\}\})[^'"])*"""
-"""Of a tag: strings, in which anything may stand, and the rest up to its end."""
-PIECE = re.compile(r"\{\#.*?\#\}|\{%" + INSIDE + r"%\}|\{\{" + INSIDE + r"\}\}", re.DOTALL)
-BLOCK = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+TAG_CONTENT = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?!%\}|\}\})[^'"])*"""
+"""The inside of a Jinja tag: strings, in which anything may stand, and all else up to its end."""
+TAG = re.compile(r"\{\#.*?\#\}|\{%" + TAG_CONTENT + r"%\}|\{\{" + TAG_CONTENT + r"\}\}", re.DOTALL)
+GENERATION_TAG = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 
 
 def without_generation(template: str) -> str:
-    """The same text from any Jinja: the block becomes an `if` that is always true, so that the
-    white space around it is trimmed as before."""
-    return PIECE.sub(_condition, template)
+    """Replace the block by an `if` that is always true, which trims the same white space around it.
+
+    So any Jinja renders the same text.
+    """
+    return TAG.sub(_condition, template)
 
 
 def _condition(piece: re.Match[str]) -> str:
-    tag = BLOCK.fullmatch(piece[0])
+    tag = GENERATION_TAG.fullmatch(piece[0])
     return f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}" if tag else piece[0]
 
 
 def make_portable(folder: Path) -> None:
-    """Rewrite the chat templates of a tokenizer's folder, in a file of their own or in its
-    tokenizer_config.json, one or several by name."""
+    """Rewrite the chat templates in a tokenizer's folder: chat_template.jinja, and the one or more
+    in tokenizer_config.json."""
     own = folder / "chat_template.jinja"
     if own.is_file():
         template = own.read_bytes().decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""A model that answers conversations with text that grows token by token."""
+"""A model with its tokenizer that answers a conversation, token by token."""
 
 import contextlib
 import sys
@@ -18,22 +18,22 @@ from simple_llama.model.generation import stream
 from simple_llama.model.weights import check_range, weight_files
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-UNFINISHED = 3
-"""A character of UTF-8 has at most four bytes: so many may still wait for their last one."""
+MAX_PENDING = 3
+"""Bytes of an incomplete character: one of UTF-8 has at most four."""
 FIRST_CAPACITY = 256
-"""Positions; a cache that is full doubles."""
+"""Positions of a new KV cache; a full one doubles."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How replies are made."""
+class GenerationSettings:
+    """How replies are generated."""
 
     max_tokens: int
     temperature: float
-    """0: the most likely token."""
+    """0: greedy."""
     top_p: float
     seed: int | None
-    """None: another draw each time."""
+    """None: other samples each time."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -54,10 +54,10 @@ class Settings:
         return generator
 
 
-class TextStream:
-    """Token ids → text as soon as no later token can change it.
+class IncrementalDecoder:
+    """Decodes token by token, and gives text out as soon as no later token can change it.
 
-    A character may be spread over several tokens; until its last one has come, it decodes to
+    A character may be spread over several tokens. Until the last of them has come, it decodes to
     replacement characters, which are held back.
     """
 
@@ -71,10 +71,10 @@ class TextStream:
         self._ids.append(token)
         text = self._decode(self._ids)
         open_end = len(text) - len(text.rstrip(REPLACEMENT))
-        return self._give(text, len(text) - min(open_end, UNFINISHED))
+        return self._give(text, len(text) - min(open_end, MAX_PENDING))
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         text = self._decode(self._ids)
         return self._give(text, len(text))
 
@@ -85,7 +85,7 @@ class TextStream:
 
 
 class Replier:
-    """A model and its tokenizer; what it has read of a conversation it does not read again."""
+    """A model with its tokenizer and a KV cache, so that no part of a prompt is computed twice."""
 
     def __init__(self, model: Decoder, tokenizer: ChatTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -96,15 +96,15 @@ class Replier:
 
     @property
     def max_length(self) -> int:
-        """Positions for prompt and reply together."""
+        """Tokens of prompt and reply together, at most."""
         return self.model.config.max_length
 
     def reply(
-        self, prompt: Sequence[int], settings: Settings, generator: torch.Generator
+        self, prompt: Sequence[int], settings: GenerationSettings, generator: torch.Generator
     ) -> Generator[str, None, None]:
-        """The reply, piece by piece. It may be left at any point."""
+        """Yield the reply, piece by piece. The caller may stop at any point."""
         kept = self._rewind(prompt)
-        text = TextStream(self.tokenizer.decode)
+        text = IncrementalDecoder(self.tokenizer.decode)
         for step in stream(
             self.model,
             [prompt[kept:]],
@@ -121,7 +121,7 @@ class Replier:
         yield text.finish()
 
     def _rewind(self, prompt: Sequence[int]) -> int:
-        """How many ids of the prompt the cache holds; at least the last one is still to be read."""
+        """Cut the cache to the prefix that it shares with prompt[:-1]; return its length."""
         read = self._read[: self._cache.length]
         pairs = zip(read, prompt[:-1])
         kept = next(
@@ -139,10 +139,11 @@ def load_replier(
     prompt_format: str = "auto",
     tokenizer: ChatTokenizer | None = None,
 ) -> Replier:
-    """A model folder on a device; without a tokenizer, with its own, used with prompt_format.
+    """Load a model folder onto a device.
 
-    In bfloat16 where the device is fast at it: half the memory, and twice as fast where reading
-    the weights is what takes the time. Raises InputError.
+    tokenizer: None for the folder's own, with this prompt_format. The weights are held in bfloat16
+    where the device computes fast in it: that takes half the memory, and half the time where
+    reading the weights takes most of it. Raises InputError.
     """
     if not Path(folder).exists():
         raise InputError(f"{folder}: no such model; `dvc repro` makes models/sft")
@@ -171,7 +172,7 @@ def model_device(model: Decoder) -> torch.device:
 
 
 def checked_text(name: str, text: str) -> str:
-    """Raises InputError where an argument was no UTF-8."""
+    """Return the text. Raises InputError where the argument `name` was no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Prompts to be answered, from a file of any conversation format or of plain lines."""
+"""Reading prompts to answer, from a file in any conversation format or of plain lines."""
 
 import json
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from simple_llama.errors import InputError
 from simple_llama.files import read_json
 
 BYTE_ORDER_MARK = "\ufeff"
-"""Before the text of some editors' files, and so within files that were put together."""
-TO_COME = "."
-"""Stands for the reply that a row does not have yet, because the formats want one."""
+"""Some editors begin a file with it; concatenated files then have it within."""
+PLACEHOLDER_REPLY = "."
+"""Completes a row that has no last reply: the formats refuse one without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class Request:
     id: str
     messages: list[Message]
     reference: str | None
-    """The reply that stands in the file."""
+    """The reply that the file has."""
 
 
 def read_tool_file(path: str) -> list[dict[str, Any]]:
-    """Tools as JSON: a list of functions, or of tools that are functions. Raises InputError."""
+    """Read tools from JSON: a list of functions, or of function tools. Raises InputError."""
     try:
         tools = read_tools(read_json(path), path)
     except RowError as error:
@@ -42,7 +42,7 @@ def read_tool_file(path: str) -> list[dict[str, Any]]:
 
 
 def with_tools(request: Request, tools: list[dict[str, Any]], system_prompt: str) -> Request:
-    """Also with these tools, where it has none of its own."""
+    """Offer these tools in a request that has none of its own."""
     first: Message = {"role": "system", "content": system_prompt}
     messages = request.messages
     if messages[0]["role"] == "system":
@@ -51,11 +51,11 @@ def with_tools(request: Request, tools: list[dict[str, Any]], system_prompt: str
 
 
 def read_requests(path: str, system_prompt: str) -> Iterator[Request]:
-    """Of a .txt file each line that is not blank; of any other file or folder each row, whose last
-    reply, if it has one, becomes the reference.
+    """Yield a request for each line of a .txt file that is not blank, or for each row of any other
+    file or folder. A row's last reply, if it has one, becomes the reference.
 
-    system_prompt: what SimpleLLaMA's CUSTOM, or no system prompt, stands for. Raises InputError at
-    the first row that is no conversation.
+    system_prompt: used where a row has none, or SimpleLLaMA's CUSTOM. Raises InputError at the
+    first row that is no conversation.
     """
     if Path(path).suffix == ".txt":
         yield from _lines(path)
@@ -77,7 +77,7 @@ def read_requests(path: str, system_prompt: str) -> Iterator[Request]:
 
 
 def _as_text(reply: Message) -> str:
-    """Of a reply that calls tools, its text and each call as JSON, a line each."""
+    """A reply as text. Each tool call is a line of JSON below it."""
     calls = [json.dumps(one["function"], ensure_ascii=False) for one in reply.get("tool_calls", [])]
     return "\n".join([*([reply["content"]] if reply["content"] or not calls else []), *calls])
 
@@ -95,25 +95,25 @@ def _lines(path: str) -> Iterator[Request]:
 
 
 def _completed(value: Any) -> Any:
-    """A row without its last reply as one that has it; any other row itself."""
+    """Complete a row that lacks its last reply; return any other row as it is."""
     reply: dict[str, Any] = {}
     match value:
         case {"messages": [*messages]} if _asks(messages):
-            reply["messages"] = [*messages, {"role": "assistant", "content": TO_COME}]
+            reply["messages"] = [*messages, {"role": "assistant", "content": PLACEHOLDER_REPLY}]
         case {"conversations": [*messages]} if _asks(messages):
-            reply["conversations"] = [*messages, {"from": "gpt", "value": TO_COME}]
+            reply["conversations"] = [*messages, {"from": "gpt", "value": PLACEHOLDER_REPLY}]
         case {"instruction": str()} if value.get("output") in (None, ""):
-            reply["output"] = TO_COME
+            reply["output"] = PLACEHOLDER_REPLY
         case {"prompt": str()} if value.get("completion") in (None, ""):
-            reply["completion"] = TO_COME
+            reply["completion"] = PLACEHOLDER_REPLY
         case {"prompt": [*_]} if value.get("completion") in (None, []):
-            reply["completion"] = [{"role": "assistant", "content": TO_COME}]
+            reply["completion"] = [{"role": "assistant", "content": PLACEHOLDER_REPLY}]
         case {"User": str()} if "Assistant" not in value:
-            reply["Assistant"] = TO_COME
+            reply["Assistant"] = PLACEHOLDER_REPLY
         case {"User": [*users], "Assistant": [*replies]} if len(replies) == len(users) - 1:
-            reply["Assistant"] = [*replies, TO_COME]
+            reply["Assistant"] = [*replies, PLACEHOLDER_REPLY]
         case {"User": [_]} if "Assistant" not in value:
-            reply["Assistant"] = [TO_COME]
+            reply["Assistant"] = [PLACEHOLDER_REPLY]
     return {**value, **reply} if reply else value
 
 

@@ -1,4 +1,4 @@
-"""Text of unknown origin on a terminal: made harmless, measured, wrapped, in columns."""
+"""Printing text of unknown origin: harmless, wrapped, in columns."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ BETWEEN = " │ "
 
 
 def printable(text: str) -> str:
-    """The text with control characters as pictures, so that none reaches the terminal: an escape
-    sequence could rename the window, or type commands. Line breaks and tabs stay."""
+    """Replace control characters by pictures of them, all but line breaks and tabs.
+
+    In a terminal, an escape sequence could rename the window, or type commands.
+    """
     if text.isprintable():
         return text
     return "".join(map(_shown, text))
@@ -30,9 +32,9 @@ def _shown(character: str) -> str:
 
 
 def wrap(text: str, columns: int) -> list[str]:
-    """Lines of at most so many columns, broken between words, or within one that is longer.
+    """Break a text into lines of at most so many columns, between words, or within a longer one.
 
-    All but the last line stay as they are when the text goes on.
+    When the text goes on, all lines but the last stay as they are: they may be printed already.
     """
     lines = []
     for paragraph in text.expandtabs(4).split("\n"):
@@ -53,7 +55,7 @@ def wrap(text: str, columns: int) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Cut before each word: its spaces stand behind it."""
+    """Split a text before each word; the spaces behind a word stay with it."""
     words: list[str] = []
     for character in text:
         if words and not (words[-1].endswith(" ") and character != " "):
@@ -64,8 +66,10 @@ def _words(text: str) -> list[str]:
 
 
 class Columns:
-    """Texts that grow side by side. A row is printed for good when no column can change it any
-    more; before that, it is written over."""
+    """Prints texts side by side while they grow.
+
+    A row that a text may still change is written over; once none can, the next row begins.
+    """
 
     def __init__(self, out: TextIO, titles: Sequence[str], columns: int) -> None:
         self._out = out

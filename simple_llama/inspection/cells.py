@@ -1,4 +1,4 @@
-"""Token ids → what a person can read of them, one cell a token."""
+"""Token ids as text that a person can read, token by token."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_BYTES = 4
-"""Of a character in UTF-8: so many tokens can share one."""
+"""A character of UTF-8 has at most four bytes, and each may be a token of its own."""
 MARKS = {"\n": "↵", "\t": "⇥"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A token, or the few that make one character together."""
+    """One token, or the several that make one character together."""
 
     position: int
-    """Of the first token, from 0: what rotary embedding sees."""
+    """Position of the first token in the example, from 0, as rotary embeddings count it."""
     ids: tuple[int, ...]
     text: str
-    """Safe to print: see `visible`."""
+    """Safe to print (see `visible`)."""
     target: bool
     """Whether the loss counts it."""
     control: bool
-    """A special token, which no text makes."""
+    """Whether it is a special token, which no text can produce."""
     loss: float | None = None
-    """Nats, where a model was asked."""
+    """In nats; None where no model was asked."""
 
 
 class Speller:
-    """A tokenizer's ids as text, token by token."""
+    """Spells out the ids of a tokenizer, token by token."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
@@ -42,7 +42,7 @@ class Speller:
 
     @classmethod
     def from_file(cls, path: Path) -> "Speller":
-        """From a tokenizer.json. Raises InputError."""
+        """Read a tokenizer.json. Raises InputError."""
         from tokenizers import Tokenizer
 
         if not path.is_file():
@@ -55,7 +55,7 @@ class Speller:
     def cells(
         self, ids: Sequence[int], mask: Sequence[Any], losses: Sequence[float] | None = None
     ) -> Iterator[Cell]:
-        """The cells of an example of ids and mask (T,), and what each costs (T,), in nats."""
+        """Spell out an example. ids, mask and losses (in nats): (T,)."""
         before: list[int] = []
         pending: list[int] = []
         for position, token in enumerate(ids):
@@ -88,8 +88,8 @@ class Speller:
 
 
 def visible(text: str) -> str:
-    """One line that is safe on a terminal: no control characters, nothing that turns its writing
-    direction."""
+    """Make a text one line that is safe on a terminal: control characters, and marks that change
+    the direction of writing, are spelt out."""
     if text.isprintable():
         return text
     return "".join(

@@ -11,8 +11,11 @@ from simple_llama.inspection.selection import TOKENS, example_of_id, first_examp
 def inspect(
     split: str | None, number: int, wanted: str | None, html: str | None, model: str | None = None
 ) -> str:
-    """What to print. With `html` the page is written, and only its path is said. model: the folder
-    of one by which each token's loss is shown."""
+    """Return the text to print.
+
+    html: a file to write as a page instead; the text then only names it. model: a model's folder,
+    for the loss of each token. Raises InputError.
+    """
     losses = None
     if model is not None:
         from simple_llama.inspection.losses import token_losses

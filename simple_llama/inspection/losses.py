@@ -1,4 +1,4 @@
-"""What each token of an example costs a model."""
+"""The loss of each token of an example, as a model has it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +12,15 @@ from simple_llama.model.folder import load_config, load_model
 from simple_llama.params import EvaluateParams, Params
 
 TokenLosses = Callable[[Sequence[int]], list[float]]
-"""Token ids (T,) → the nats of each (T,): minus the logarithm of its probability after those before
-it, 0 for the first."""
+"""Token ids (T,) → the loss of each (T,), in nats: the negative log-probability that the model
+gives it after the tokens before it; 0 for the first."""
 
 
 def token_losses(folder: str, tokenizer: Path) -> TokenLosses:
-    """By a model's folder. tokenizer: that of the tokenizer that made the ids. Raises
-    InputError."""
+    """Load the model in `folder`. tokenizer: the folder of the tokenizer that made the ids.
+
+    Raises InputError.
+    """
     params = Params().section(EvaluateParams)
     device = pick_device(params.device)
     chat = ChatTokenizer.from_folder(tokenizer)

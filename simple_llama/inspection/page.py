@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from simple_llama.inspection.cells import Cell, visible
-from simple_llama.inspection.selection import Inspection, Shown
+from simple_llama.inspection.selection import Inspection, ShownExample
 from simple_llama.pages.numbers import count, things
 from simple_llama.pages.template import fill
 
@@ -41,7 +41,7 @@ def render(inspection: Inspection) -> str:
     )
 
 
-def _facts(example: Shown) -> list[str]:
+def _facts(example: ShownExample) -> list[str]:
     return [
         example.split,
         *([example.category] if example.category else []),

@@ -1,4 +1,4 @@
-"""The examples that are shown, and what became of the rows that are not trained on."""
+"""Which examples an inspection shows, and which rows are not trained on, and why."""
 
 import json
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 PREPARED = Path("data/prepared")
 TOKENS = Path("data/tokens")
 SPLITS = ("train", "val")
-FIRST = 3
-"""So many rejected rows and dropped examples are named."""
+UNTRAINED_SHOWN = 3
+"""Rejected rows and dropped examples that are named, of each kind."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """An example as it is trained on."""
+class ShownExample:
+    """An example with its tokens, as it is trained on."""
 
     id: str
     split: str
@@ -45,53 +45,56 @@ class Shown:
 
     @property
     def loss(self) -> float | None:
-        """Nats per supervised token, where a model was asked."""
+        """Nats per supervised token; None where no model was asked."""
         costs = [cell.loss for cell in self.cells if cell.target and cell.loss is not None]
         return sum(costs) / self.targets if costs else None
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class UntrainedRow:
     """A row or an example that is not trained on."""
 
     id: str
     why: str
     content: str
-    """Of a rejected row, as JSON."""
+    """The rejected row as JSON; empty for a dropped example."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    examples: list[Shown]
+    examples: list[ShownExample]
     of: dict[str, int]
     """Split → its examples."""
     counts: list[tuple[str, int]]
-    """What became of all rows, a part of the line above indented; empty for one example."""
+    """Label and number, from all rows to those trained on; an indented label is a part of the line
+    above. Empty where one example was asked for."""
     prompt_format: str
-    """What the tokens were written in."""
-    lost: list[Lost]
-    """The first few rejected and dropped; of one asked for by its id, that one."""
+    """The prompt format that the tokens were written in."""
+    lost: list[UntrainedRow]
+    """The first few rejected and dropped ones, or the one that was asked for by its id."""
 
 
 def first_examples(split: str, number: int, losses: "TokenLosses | None" = None) -> Inspection:
-    """The first examples of a split, with what their tokens cost where that is asked. Raises
-    InputError."""
+    """Show the first examples of a split, with the losses of their tokens if given.
+
+    Raises InputError.
+    """
     if number < 1:
         raise InputError(f"-n: got {number}, wanted 1 or more")
     splits = _read_splits()
     shown = shown_examples(
         split, splits[split], range(min(number, len(splits[split]))), losses=losses
     )
-    lost = [*islice(_rejected(), FIRST), *islice(_dropped(), FIRST)]
+    lost = [*islice(_rejected(), UNTRAINED_SHOWN), *islice(_dropped(), UNTRAINED_SHOWN)]
     return Inspection(shown, _sizes(splits), _counts(), _format(), lost)
 
 
 def example_of_id(
     wanted: str, split: str | None, losses: "TokenLosses | None" = None
 ) -> Inspection:
-    """One example of a split, or of any, likewise. Raises InputError where no file knows the id."""
+    """Show one example of a split, or of any. Raises InputError where no file knows the id."""
     splits = _read_splits()
-    shown: list[Shown] = []
+    shown: list[ShownExample] = []
     for name in [split] if split else SPLITS:
         line = _line_of(PREPARED / f"{name}.jsonl", wanted)
         if line is not None:
@@ -122,9 +125,11 @@ def shown_examples(
     prepared: Path = PREPARED,
     folder: Path = TOKENS,
     losses: "TokenLosses | None" = None,
-) -> list[Shown]:
-    """Some examples of a split, in the folders that prepare and tokenize wrote. Raises InputError
-    where these do not belong together."""
+) -> list[ShownExample]:
+    """Read some examples of a split from the folders that prepare and tokenize wrote.
+
+    Raises InputError where the two folders do not belong together.
+    """
     path = prepared / f"{split}.jsonl"
     speller = Speller.from_file(folder / "tokenizer" / "tokenizer.json")
     lines = [int(tokens.rows[index]) for index in indices]
@@ -139,7 +144,7 @@ def shown_examples(
         span = slice(tokens.starts[index], tokens.starts[index + 1])
         ids, mask = tokens.ids[span].tolist(), tokens.mask[span].tolist()
         cells = speller.cells(ids, mask, losses(ids) if losses else None)
-        shown.append(Shown(example.id, split, example.category, list(cells)))
+        shown.append(ShownExample(example.id, split, example.category, list(cells)))
     return shown
 
 
@@ -163,19 +168,19 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _rejected() -> Iterator[Lost]:
+def _rejected() -> Iterator[UntrainedRow]:
     for record in _records(PREPARED / "rejected.jsonl"):
         content = json.dumps(record.get("content"), ensure_ascii=False)
-        yield Lost(str(record["id"]), f"rejected: {record.get('reason')}", content)
+        yield UntrainedRow(str(record["id"]), f"rejected: {record.get('reason')}", content)
 
 
-def _dropped() -> Iterator[Lost]:
+def _dropped() -> Iterator[UntrainedRow]:
     for record in _records(TOKENS / "dropped.jsonl"):
         length = record.get("length")
         why = f"too long: {length} tokens, over max_seq_len" if length else "trains no reply"
         if "reason" in record:
             why = f"refused by the prompt format: {record['reason']}"
-        yield Lost(str(record["id"]), f"{why} ({record.get('split')})", "")
+        yield UntrainedRow(str(record["id"]), f"{why} ({record.get('split')})", "")
 
 
 def _format() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from wcwidth import wcswidth
 
 from simple_llama.inspection.cells import Cell, visible
-from simple_llama.inspection.selection import Inspection, Lost, Shown
+from simple_llama.inspection.selection import Inspection, ShownExample, UntrainedRow
 
 MARGIN = 8
 CONTENT_SHOWN = 240
@@ -20,7 +20,7 @@ TARGET, CONTROL, CONTROL_TARGET, SOFT, STRONG = "7;36", "35", "7;35", "2", "1"
 
 
 def render(inspection: Inspection, *, width: int, colour: bool) -> str:
-    """All of it, lines of at most `width` columns where tokens allow."""
+    """Write the inspection in lines of at most `width` columns, unless a token is wider."""
     lines = [_legend(inspection.prompt_format, colour)] if inspection.examples else []
     for example in inspection.examples:
         lines += ["", _header(example, colour), *_token_lines(example.cells, width, colour)]
@@ -40,7 +40,7 @@ def _legend(prompt_format: str, colour: bool) -> str:
     )
 
 
-def _header(example: Shown, colour: bool) -> str:
+def _header(example: ShownExample, colour: bool) -> str:
     category = f", {visible(example.category)}" if example.category else ""
     mean = "" if example.loss is None else f", loss {example.loss:.4f}"
     return (
@@ -102,7 +102,7 @@ def _styled(text: str, style: str, colour: bool) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if colour and style else text
 
 
-def _lost(lost: Lost, colour: bool) -> Iterator[str]:
+def _lost(lost: UntrainedRow, colour: bool) -> Iterator[str]:
     yield f"{_styled(visible(lost.id), STRONG, colour)}  {visible(lost.why)}"
     if lost.content:
         shown = lost.content[:CONTENT_SHOWN]

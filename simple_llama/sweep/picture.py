@@ -1,4 +1,4 @@
-"""Which param mattered: a picture of a study."""
+"""A picture of a study: how much each param mattered."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def draw(study: "optuna.Study", path: Path) -> list[str]:
-    """Write the share of each param in the variance of the loss, by fANOVA
-    (https://proceedings.mlr.press/v32/hutter14.html), and the losses over each, and say the shares.
+    """Draw how much of the loss's variance each param explains, and the losses over each param.
 
-    Nothing is written where trials or params are too few to tell.
+    The shares are fANOVA's (https://proceedings.mlr.press/v32/hutter14.html). Returns a line that
+    says them. Where there are too few trials or params to tell, nothing is drawn or returned.
     """
     import optuna
 

@@ -35,12 +35,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number from low to high, both included; an integer where both are."""
+    """A number from low to high, both included; an integer where both are integers."""
 
     low: float
     high: float
     log: bool
-    """Whether its logarithm is drawn evenly."""
+    """Whether the logarithm is uniform, not the number."""
 
     def draw(self, trial: "optuna.Trial", name: str) -> Value:
         if isinstance(self.low, int) and isinstance(self.high, int):
@@ -51,12 +51,12 @@ class Interval:
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
     trials: int
-    """How many are to end, those that are stopped early included."""
+    """How many trials are run to their end; pruned ones count."""
     params: dict[str, Choice | Interval]
 
     @classmethod
     def read(cls, path: Path, params: Params) -> "Ranges":
-        """Raises InputError where it names no param of params.yaml, or a range that is none."""
+        """Read a sweep's file. Raises InputError where it names an unknown param or a bad range."""
         found = read_mapping(path)
         known: dict[str, Any] = dict.fromkeys(("trials", "params"))
         for key in found:

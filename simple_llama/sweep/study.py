@@ -13,7 +13,7 @@ from simple_llama.pipeline import CODE, dep_digest, dep_path, read_stages
 from simple_llama.process import main_root
 from simple_llama.sweep.picture import draw
 from simple_llama.sweep.ranges import Ranges
-from simple_llama.sweep.trial import Failed, Stopped, run_trial
+from simple_llama.sweep.trial import TrialFailed, TrialPruned, run_trial
 from simple_llama.tracking.location import sqlite_uri
 from simple_llama.tracking.origin import is_dead, process_tags
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 DATABASE = "optuna.db"
 MAX_FAILURES = 3
-"""Trials that fail one after the other: more would fail likewise."""
+"""Trials that may fail in a row; after these, the next would fail too."""
 
 
 def sweep(file: str) -> str:
-    """Run trials until as many have ended as the file wants, and say how they came out.
+    """Run trials until as many have ended as the file wants; return their table.
 
-    The study is the file's name without its ending, in optuna.db beside mlflow.db: the same command
-    goes on after a kill, and several at once share the trials. Raises InputError.
+    The study has the file's name without its ending, and is kept in optuna.db beside mlflow.db. So
+    the same command continues after a kill, and several commands at once share the trials. Raises
+    InputError.
     """
     path = Path(file)
     params = Params()
@@ -78,7 +79,7 @@ def _optuna() -> Any:
 
 
 def _check_same(study: "optuna.Study", ranges: Ranges, params: Params, path: Path) -> None:
-    """Trials of anything else than these would mislead the search, and come out as its best."""
+    """Raises InputError where the study's trials had other inputs: its losses mean nothing then."""
     wanted = {
         "ranges": {key: repr(one) for key, one in ranges.params.items()},
         "params, data, models or code": _all_else(ranges, params),
@@ -99,8 +100,8 @@ def _check_same(study: "optuna.Study", ranges: Ranges, params: Params, path: Pat
 
 
 def _all_else(ranges: Ranges, params: Params) -> dict[str, str]:
-    """What a trial's result depends on beside the ranges, by dvc.yaml: params as they are, the
-    digests of what stages read and no stage writes."""
+    """What a trial's result depends on besides the ranges: the other params of the stages, and the
+    digests of the files that stages read and no stage writes."""
     stages = [stage for stage in read_stages().values() if CODE not in stage.outs]
     written = [out for stage in stages for out in stage.outs]
     values, found = params.values, dict[str, str]()
@@ -116,7 +117,7 @@ def _all_else(ranges: Ranges, params: Params) -> dict[str, str]:
 
 
 def _enqueue_the_killed(study: "optuna.Study") -> None:
-    """Trials whose process is gone are drawn again: their training continues where it stopped."""
+    """Queue the trials whose process was killed: their training continues where it stopped."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
@@ -134,7 +135,7 @@ def _ended(study: "optuna.Study") -> int:
 
 
 def _run(study: "optuna.Study", trial: "optuna.Trial", ranges: Ranges) -> str | None:
-    """Run one trial; why it failed, if it did."""
+    """Run one trial. Returns why it failed, None where it did not."""
     from optuna.trial import TrialState
 
     values = {name: one.draw(trial, name) for name, one in ranges.params.items()}
@@ -142,17 +143,17 @@ def _run(study: "optuna.Study", trial: "optuna.Trial", ranges: Ranges) -> str | 
     shown = ", ".join(f"{key}={value}" for key, value in values.items())
     print(f"trial {trial.number} of {study.study_name}: {shown}", flush=True)
 
-    def promising(epoch: int, loss: float) -> bool:
+    def should_continue(epoch: int, loss: float) -> bool:
         trial.report(loss, epoch)
         return not trial.should_prune()
 
     try:
         with _given_back(study, trial):
-            loss = run_trial(name, values, promising)
-    except Stopped:
+            loss = run_trial(name, values, should_continue)
+    except TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         print(f"trial {trial.number}: stopped, the others were better by then", flush=True)
-    except Failed as error:
+    except TrialFailed as error:
         study.tell(trial, state=TrialState.FAIL)
         print(f"trial {trial.number} failed: {error}", flush=True)
         return str(error)
@@ -164,12 +165,12 @@ def _run(study: "optuna.Study", trial: "optuna.Trial", ranges: Ranges) -> str | 
 
 @contextmanager
 def _given_back(study: "optuna.Study", trial: "optuna.Trial") -> Iterator[None]:
-    """Interrupted, a trial is drawn again by the next that goes on with the study."""
+    """Queue an interrupted trial, for the next command that continues the study."""
     from optuna.trial import TrialState
 
     try:
         yield
-    except (Stopped, Failed):
+    except (TrialPruned, TrialFailed):
         raise
     except BaseException:
         study.tell(trial, state=TrialState.FAIL)
@@ -178,7 +179,7 @@ def _given_back(study: "optuna.Study", trial: "optuna.Trial") -> Iterator[None]:
 
 
 def _table(study: "optuna.Study", names: list[str]) -> list[str]:
-    """The trials, the best first."""
+    """One line for each trial, the best first."""
     trials = sorted(
         (trial for trial in study.trials if trial.state.is_finished()),
         key=lambda trial: (trial.state.value, trial.value or 0.0, trial.number),

@@ -15,21 +15,21 @@ from simple_llama.training.console import STARTED_LINE, VALIDATED_LINE
 LINES_OF_A_FAILURE = 3
 
 
-class Failed(Exception):
-    """The experiment ended with an error; its last words."""
+class TrialFailed(Exception):
+    """The experiment ended with an error; the message is its last lines."""
 
 
-class Stopped(Exception):
-    """Whoever watched it had seen enough."""
+class TrialPruned(Exception):
+    """should_continue said no."""
 
 
 def run_trial(
-    name: str, values: Mapping[str, Value], promising: Callable[[int, float], bool]
+    name: str, values: Mapping[str, Value], should_continue: Callable[[int, float], bool]
 ) -> float:
     """Run an experiment and return its validation loss in nats per supervised token.
 
-    promising: is asked at the end of each epoch, with its number and validation loss, whether to go
-    on. Raises Stopped where it says no, Failed where the experiment fails.
+    should_continue: called at the end of each epoch with its number and validation loss. Raises
+    TrialPruned where it returns False, TrialFailed where the experiment fails.
     """
     settings = [
         part for key, value in values.items() for part in ("-S", f"{key}={as_override(value)}")
@@ -45,11 +45,11 @@ def run_trial(
                 steps_an_epoch = _integer(found["steps_an_epoch"])
             elif found := VALIDATED_LINE.match(line):
                 epoch = -(-_integer(found["step"]) // steps_an_epoch)
-                if not promising(epoch, float(found["loss"])):
-                    raise Stopped
+                if not should_continue(epoch, float(found["loss"])):
+                    raise TrialPruned
         code = process.wait()
     if code:
-        raise Failed(" / ".join(filter(None, last)) or f"exit code {code}")
+        raise TrialFailed(" / ".join(filter(None, last)) or f"exit code {code}")
     ([run], _) = find_runs([name])
     loss = run.scores.get("val_loss")
     if not isinstance(loss, float):
@@ -62,7 +62,7 @@ def _integer(digits: str) -> int:
 
 
 def as_override(value: Value) -> str:
-    """As DVC's Hydra reads it: what is more than a word stands between quotes
+    """Write a value for `dvc exp run -S`, which Hydra reads: what is more than a word is quoted
     (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values)."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -76,7 +76,7 @@ def as_override(value: Value) -> str:
 
 @contextmanager
 def _running(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with this block: interrupted, as by Ctrl-C, where it still runs."""
+    """Start a process; where it still runs when the block ends, interrupt it as Ctrl-C does."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

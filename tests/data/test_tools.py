@@ -17,8 +17,8 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.data.tool_calls import parse_calls, parse_reply
 from simple_llama.errors import InputError
 from simple_llama.evaluation.metrics import evaluate
-from simple_llama.inference.chat import Voice, _answer
-from simple_llama.inference.replies import Settings, load_replier
+from simple_llama.inference.chat import Conversation, _answer
+from simple_llama.inference.replies import GenerationSettings, load_replier
 from simple_llama.inference.requests import read_requests, read_tool_file, with_tools
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.params import EvaluateParams, Params
@@ -438,8 +438,8 @@ def test_chat_goes_on_with_the_result_of_a_call(
     model: Path, chats: dict[str, ChatTokenizer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     replier = load_replier(str(model), "cpu")
-    settings = Settings(max_tokens=4, temperature=0.0, top_p=1.0, seed=0)
-    voice = Voice("it", replier, None, settings, [TOOL])
+    settings = GenerationSettings(max_tokens=4, temperature=0.0, top_p=1.0, seed=0)
+    talk = Conversation("it", replier, None, settings, [TOOL])
     heard: list[list[int]] = []
     answers = [CALLED, "Blue."]
 
@@ -448,13 +448,13 @@ def test_chat_goes_on_with_the_result_of_a_call(
         yield answers[len(heard) - 1]
 
     replier.reply = reply  # type: ignore[method-assign, assignment]
-    assert _answer([voice], "/tool 3", interactive=False)
+    assert _answer([talk], "/tool 3", interactive=False)
     assert "no call waits for a result" in capsys.readouterr().err
-    _answer([voice], "What sky?", interactive=False)
+    _answer([talk], "What sky?", interactive=False)
     said = capsys.readouterr()
     assert CALLED in said.out
     assert 'calls weather {"city": "Pertola"}: /tool TEXT gives the result' in said.err
-    _answer([voice], '/tool {"sky": "blue"}', interactive=False)
+    _answer([talk], '/tool {"sky": "blue"}', interactive=False)
     assert "Blue." in capsys.readouterr().out
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Pertola"}}}
     messages: list[dict[str, Any]] = [
@@ -464,13 +464,13 @@ def test_chat_goes_on_with_the_result_of_a_call(
         {"role": "tool", "content": '{"sky": "blue"}'},
     ]
     assert heard == [chats["qwen3"].prompt(messages[:2]), chats["qwen3"].prompt(messages)]
-    voice.restart(None)
+    talk.restart(None)
     for text in ("one " * 20, "two " * 60, "three " * 60):
-        voice.hear(text)
-        voice._turns += [{"role": "assistant", "content": "", "tool_calls": [call]}]
-        voice.hear("3", "tool")
-        voice._turns += [{"role": "assistant", "content": "a"}]
-    assert voice._turns[0]["role"] == "user", "a turn is forgotten with its calls"
+        talk.add_message(text)
+        talk._turns += [{"role": "assistant", "content": "", "tool_calls": [call]}]
+        talk.add_message("3", "tool")
+        talk._turns += [{"role": "assistant", "content": "a"}]
+    assert talk._turns[0]["role"] == "user", "a turn is forgotten with its calls"
 
 
 def test_evaluate_scores_a_call_by_its_name_and_arguments(

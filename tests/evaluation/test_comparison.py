@@ -18,8 +18,8 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation.comparison.chart import COLOURS
 from simple_llama.evaluation.comparison.markdown import as_markdown
 from simple_llama.evaluation.comparison.page import as_text, render
-from simple_llama.evaluation.comparison.runs import WORKSPACE, differing, find_runs
-from simple_llama.evaluation.comparison.scores import alike
+from simple_llama.evaluation.comparison.runs import WORKSPACE, differing_params, find_runs
+from simple_llama.evaluation.comparison.scores import comparable
 from tests.support.page import Page
 from tests.support.project import ROOT
 
@@ -223,9 +223,9 @@ def test_a_project_in_a_folder_of_its_repository(
 def test_only_params_that_differ_are_listed(repo: Repo) -> None:
     repo.experiment("same", files(max_lr="0.0015"))  # as DVC writes 1.5e-3
     repo.experiment("low", files(max_lr="1e-05", epochs="5", extra="new"))
-    assert differing(find_runs(["main", "same"])[0]) == []
+    assert differing_params(find_runs(["main", "same"])[0]) == []
     runs, _ = find_runs(["main", "low"])
-    assert differing(runs) == ["max_lr", "epochs", "extra"]
+    assert differing_params(runs) == ["max_lr", "epochs", "extra"]
     text = shown("main", "low").text
     assert "max_lr 0.0015 1e-05 epochs 3 5 extra – new" in text
     assert "eval_json_path" not in text
@@ -272,7 +272,7 @@ def test_what_was_evaluated_on_other_data_is_not_ranked(
     other = {EVAL: scores(0.1, exact_match=0.75)} | changes
     repo.experiment("other", files(changes=other))
     runs, _ = find_runs(["main", "other"])
-    assert alike(runs) == basis
+    assert comparable(runs) == basis
     html = render(runs)
     assert said in Page(html).text
     assert listed in Page(html).text

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simple_llama.errors import InputError
-from simple_llama.evaluation.tasks import Settings, evaluate_tasks
+from simple_llama.evaluation.tasks import TaskSettings, evaluate_tasks
 from tests.support.project import Project
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-def settings(**changes: object) -> Settings:
+def settings(**changes: object) -> TaskSettings:
     values = {
         "tasks": ["sums"],
         "include": "tasks",
@@ -55,7 +55,7 @@ def settings(**changes: object) -> Settings:
         "device": "cpu",
         **changes,
     }
-    return Settings(**values)  # type: ignore[arg-type]
+    return TaskSettings(**values)  # type: ignore[arg-type]
 
 
 def accuracy(folder: Path, tokens: Path) -> float:

@@ -23,7 +23,7 @@ from simple_llama.data.prompt_formats import PROMPT_FORMATS, Message
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation import invariances
 from simple_llama.evaluation.invariances import Check
-from simple_llama.evaluation.verify import Subject, checks
+from simple_llama.evaluation.verify import Setup, checks
 from simple_llama.model import attention, config_json, decoder, folder, kernels, rope
 from simple_llama.model.attention import KVCache
 from simple_llama.model.config import ModelConfig
@@ -71,9 +71,9 @@ def tokenizer(tiny_tokenizer: Path) -> ChatTokenizer:
 
 
 @pytest.fixture
-def subject(tokenizer: ChatTokenizer) -> Subject:
+def setup(tokenizer: ChatTokenizer) -> Setup:
     held = conversations(9)
-    return Subject(
+    return Setup(
         folder=Path("models/sft"),
         model=random_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=256),
         train=Tokens.from_examples(tokenizer.encode(conversations(12), "last_reply")),
@@ -89,18 +89,18 @@ def subject(tokenizer: ChatTokenizer) -> Subject:
     )
 
 
-def failed(subject: Subject) -> set[str]:
-    return {check.name for check in checks(subject) if not check.holds}
+def failed(setup: Setup) -> set[str]:
+    return {check.name for check in checks(setup) if not check.holds}
 
 
-def test_every_check_holds_on_a_sound_pipeline(subject: Subject) -> None:
-    results = list(checks(subject))
+def test_every_check_holds_on_a_sound_pipeline(setup: Setup) -> None:
+    results = list(checks(setup))
     assert [check.name for check in results] == ALL
     assert [str(check) for check in results if not check.holds] == []
     assert len({str(check).index("tolerance") for check in results}) == 1, "lines are aligned"
     assert results[4].unit == "of 9 prompts"
-    assert not subject.model.training
-    assert all(parameter.grad is None for parameter in subject.model.parameters())
+    assert not setup.model.training
+    assert all(parameter.grad is None for parameter in setup.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_every_check_holds_on_a_sound_pipeline(subject: Subject) -> None:
     ],
     ids=str,
 )
-def test_every_check_holds_for_other_models(subject: Subject, changes: dict[str, Any]) -> None:
+def test_every_check_holds_for_other_models(setup: Setup, changes: dict[str, Any]) -> None:
     """The second: prompts are longer than the positions leave room for an answer."""
-    values = {"vocab_size": subject.tokenizer.vocab_size, **changes}
-    assert failed(replace(subject, model=random_model(**values))) == set()
+    values = {"vocab_size": setup.tokenizer.vocab_size, **changes}
+    assert failed(replace(setup, model=random_model(**values))) == set()
 
 
-def test_one_example_is_enough(subject: Subject) -> None:
+def test_one_example_is_enough(setup: Setup) -> None:
     one = Tokens.from_examples(
-        [(subject.val.ids[: subject.val.starts[1]], subject.val.mask[: subject.val.starts[1]])]
+        [(setup.val.ids[: setup.val.starts[1]], setup.val.mask[: setup.val.starts[1]])]
     )
-    few = replace(subject, train=one, val=one, conversations={0: subject.conversations[0]})
+    few = replace(setup, train=one, val=one, conversations={0: setup.conversations[0]})
     assert failed(few) == set()
 
 
@@ -142,17 +142,17 @@ def test_a_count_is_printed_in_full() -> None:
 
 
 def test_a_loss_averaged_in_each_micro_batch_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed = loss.summed_loss
     monkeypatch.setattr(
         invariances, "summed_loss", lambda model, batch: summed(model, batch) / len(batch.targets)
     )
-    assert failed(subject) >= set(ALL[:2])
+    assert failed(setup) >= set(ALL[:2])
 
 
 def test_a_gradient_that_depends_on_the_cut_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed = loss.summed_loss
 
@@ -162,25 +162,23 @@ def test_a_gradient_that_depends_on_the_cut_shows(
         return found * scale - found.detach() * (scale - 1)
 
     monkeypatch.setattr(invariances, "summed_loss", with_wrong_gradient)
-    assert failed(subject) == {ALL[1]}
+    assert failed(setup) == {ALL[1]}
 
 
-def test_padding_that_is_attended_to_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_that_is_attended_to_shows(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = attention.plain_attention
-    for layer in subject.model.layers:
+    for layer in setup.model.layers:
         layer.self_attn.fused = False  # type: ignore[union-attr]
     monkeypatch.setattr(
         attention,
         "plain_attention",
         lambda q, k, v, attn_mask=None, is_causal=False, **how: plain(q, k, v, attn_mask, **how),
     )
-    assert ALL[2] in failed(subject)
+    assert ALL[2] in failed(setup)
 
 
 def test_packed_examples_that_see_others_show(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = kernels.packed_attention
 
@@ -189,7 +187,7 @@ def test_packed_examples_that_see_others_show(
         return compute(q, k, v, Packed(torch.tensor([0, N]), N), scale)
 
     monkeypatch.setattr(kernels, "packed_attention", as_one)
-    assert failed(subject) == {ALL[3]}
+    assert failed(setup) == {ALL[3]}
 
 
 ANOTHER_NEWLINE = replace(
@@ -198,11 +196,9 @@ ANOTHER_NEWLINE = replace(
 )
 
 
-def test_another_newline_in_the_prompt_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subject.tokenizer, "_format", ANOTHER_NEWLINE)
-    results = {check.name: check for check in checks(subject)}
+def test_another_newline_in_the_prompt_shows(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.tokenizer, "_format", ANOTHER_NEWLINE)
+    results = {check.name: check for check in checks(setup)}
     assert [name for name, check in results.items() if not check.holds] == [ALL[4]]
     assert results[ALL[4]].difference == 9
 
@@ -234,7 +230,7 @@ def stay_in_eval_mode(model: Decoder) -> None:
     ],
 )
 def test_a_trace_of_the_evaluation_shows(
-    subject: Subject,
+    setup: Setup,
     monkeypatch: pytest.MonkeyPatch,
     part: str,
     trace: Callable[[Decoder], None],
@@ -248,27 +244,25 @@ def test_a_trace_of_the_evaluation_shows(
         return result
 
     monkeypatch.setattr(invariances, part, leaves_a_trace)
-    bad = [check for check in only_evaluation(subject) if not check.holds]
+    bad = [check for check in only_evaluation(setup) if not check.holds]
     assert [(check.name, check.difference) for check in bad] == [(name, 1)]
 
 
-def only_evaluation(subject: Subject) -> Iterator[Check]:
-    return invariances.evaluation(subject.model, subject.val, subject.tokenizer, subject.params)
+def only_evaluation(setup: Setup) -> Iterator[Check]:
+    return invariances.evaluation(setup.model, setup.val, setup.tokenizer, setup.params)
 
 
-def test_an_evaluation_with_dropout_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = Decoder(subject.model.config, dropout=0.1)
-    model.load_state_dict(subject.model.state_dict())
-    with_dropout = replace(subject, model=model.eval())
+def test_an_evaluation_with_dropout_shows(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Decoder(setup.model.config, dropout=0.1)
+    model.load_state_dict(setup.model.state_dict())
+    with_dropout = replace(setup, model=model.eval())
     assert [check.holds for check in only_evaluation(with_dropout)] == [True, True]
     monkeypatch.setattr(Decoder, "eval", lambda self: self)
     assert not next(only_evaluation(with_dropout)).holds
 
 
 def test_a_cache_that_forgets_positions_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     angles = rope.rotary_angles
     monkeypatch.setattr(
@@ -276,11 +270,11 @@ def test_a_cache_that_forgets_positions_shows(
         "rotary_angles",
         lambda positions, *rest: angles(positions - positions[:, :1], *rest),
     )
-    assert failed(subject) == {ALL[7], ALL[8]}
+    assert failed(setup) == {ALL[7], ALL[8]}
 
 
 def test_a_cache_that_shows_left_padding_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mask = KVCache.mask
 
@@ -288,28 +282,28 @@ def test_a_cache_that_shows_left_padding_shows(
         return mask(KVCache(torch.zeros_like(self.padding), 0) if self.length == 0 else self, new)
 
     monkeypatch.setattr(KVCache, "mask", without_padding)
-    assert failed(subject) == {ALL[8]}
+    assert failed(setup) == {ALL[8]}
 
 
 def test_a_batch_that_keeps_the_wrong_rows_shows(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep = KVCache.select_rows
     monkeypatch.setattr(KVCache, "select_rows", lambda self, rows: keep(self, rows - rows.min()))
-    assert failed(subject) == {ALL[8]}
+    assert failed(setup) == {ALL[8]}
 
 
-def test_saving_in_bfloat16_shows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_in_bfloat16_shows(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     state = folder._state
     monkeypatch.setattr(
         folder,
         "_state",
         lambda model: {key: value.bfloat16() for key, value in state(model).items()},
     )
-    assert failed(subject) == {ALL[9], ALL[10]}
+    assert failed(setup) == {ALL[9], ALL[10]}
 
 
-def test_saving_another_config_shows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_another_config_shows(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     write = config_json.config_json
 
     def without_theta(config: ModelConfig) -> dict[str, Any]:
@@ -317,13 +311,13 @@ def test_saving_another_config_shows(subject: Subject, monkeypatch: pytest.Monke
         return {key: value for key, value in written.items() if not key.startswith("rope")}
 
     monkeypatch.setattr(folder, "config_json", without_theta)
-    model = random_model(vocab_size=subject.tokenizer.vocab_size, rope_theta=500.0)
-    assert failed(replace(subject, model=model)) == {ALL[10]}
+    model = random_model(vocab_size=setup.tokenizer.vocab_size, rope_theta=500.0)
+    assert failed(replace(setup, model=model)) == {ALL[10]}
 
 
 @pytest.fixture
 def project(
-    tmp_path: Path, tiny_tokenizer: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tokenizer: Path, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A folder as `dvc repro` leaves it, in which the command runs.
 
@@ -346,7 +340,7 @@ def project(
     write_prepared("val", [conversations(1)[0], long, *conversations(9)[1:]])
     params = Params().section(TokenizeParams)
     tokenize(params, open_tokenizer(params), "data/prepared", "data/tokens")
-    save_model(subject.model, "base", "data/tokens/tokenizer")
+    save_model(setup.model, "base", "data/tokens/tokenizer")
     return tmp_path
 
 

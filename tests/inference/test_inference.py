@@ -20,15 +20,15 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.prompt_formats import PROMPT_FORMATS
 from simple_llama.inference import chat as chat_module
 from simple_llama.inference import replies
-from simple_llama.inference.chat import Voice
+from simple_llama.inference.chat import Conversation
 from simple_llama.inference.portable_template import without_generation
-from simple_llama.inference.replies import Replier, Settings, TextStream
+from simple_llama.inference.replies import GenerationSettings, IncrementalDecoder, Replier
 from simple_llama.inference.requests import read_requests
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from tests.support.models import random_model
 
-GREEDY = Settings(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = GenerationSettings(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ TEXTS = ["plain", "naïve café", "漢字 and 👩\u200d🚀!", "tab\there\n\nen
 def test_a_character_of_several_tokens_is_given_whole(text: str, tiny_tokenizer: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_tokenizer))
     ids = tokenizer.encode(text).ids
-    stream = TextStream(tokenizer.decode)
+    stream = IncrementalDecoder(tokenizer.decode)
     pieces = [stream.push(token) for token in ids] + [stream.finish()]
     assert "".join(pieces) == tokenizer.decode(ids) == text
     assert sum(piece.count("\ufffd") for piece in pieces) == text.count("\ufffd")
@@ -95,7 +95,7 @@ def test_a_character_of_several_tokens_is_given_whole(text: str, tiny_tokenizer:
 def test_whatever_the_tokens_the_pieces_make_the_text(
     ids: list[int], tiny_chat: ChatTokenizer
 ) -> None:
-    stream = TextStream(tiny_chat.decode)
+    stream = IncrementalDecoder(tiny_chat.decode)
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) + stream.finish() == tiny_chat.decode(ids)
 
@@ -112,11 +112,11 @@ def test_a_conversation_is_read_once(folder: Path) -> None:
     model = load_model(folder).eval()
     seen = read_by(model)
 
-    def said(voice: Voice, text: str) -> str:
-        voice.hear(text)
-        return "".join(voice.reply())
+    def said(talk: Conversation, text: str) -> str:
+        talk.add_message(text)
+        return "".join(talk.reply())
 
-    talk = Voice("it", Replier(model, tokenizer), None, GREEDY)
+    talk = Conversation("it", Replier(model, tokenizer), None, GREEDY)
     answers = [said(talk, text) for text in ("What is left?", "And now?")]
     prompt = tokenizer.prompt(
         [
@@ -132,28 +132,28 @@ def test_a_conversation_is_read_once(folder: Path) -> None:
 
 
 def test_a_reply_that_was_left_stands_as_far_as_it_came(replier: Replier) -> None:
-    voice = Voice("it", replier, None, GREEDY)
-    voice.hear("Sort the list.")
-    reply = voice.reply()
+    talk = Conversation("it", replier, None, GREEDY)
+    talk.add_message("Sort the list.")
+    reply = talk.reply()
     begun = next(reply) + next(reply)
     reply.close()
-    assert voice._turns[-1] == {"role": "assistant", "content": begun}
-    voice.hear("Go on.")
-    again = "".join(voice.reply())
-    fresh = Voice("it", Replier(replier.model, replier.tokenizer), None, GREEDY)
-    fresh._turns = voice._turns[:2]
-    fresh.hear("Go on.")
+    assert talk._turns[-1] == {"role": "assistant", "content": begun}
+    talk.add_message("Go on.")
+    again = "".join(talk.reply())
+    fresh = Conversation("it", Replier(replier.model, replier.tokenizer), None, GREEDY)
+    fresh._turns = talk._turns[:2]
+    fresh.add_message("Go on.")
     assert "".join(fresh.reply()) == again
 
 
 def test_a_forgotten_turn_is_said_to_be(replier: Replier) -> None:
-    voice = Voice("it", replier, None, GREEDY)
+    talk = Conversation("it", replier, None, GREEDY)
     forgotten = []
     for i in range(5):
-        forgotten.append(voice.hear(f"How many apples are left of {i}, and why? " * 2))
-        assert "".join(voice.reply()) is not None
+        forgotten.append(talk.add_message(f"How many apples are left of {i}, and why? " * 2))
+        assert "".join(talk.reply()) is not None
     assert forgotten[0] == 0 and sum(forgotten) > 0
-    assert voice._turns[0]["role"] == "user"
+    assert talk._turns[0]["role"] == "user"
 
 
 def test_a_message_that_is_too_long_is_as_if_never_said(
@@ -226,7 +226,7 @@ def test_a_session_on_a_terminal(
 def test_ctrl_c_stops_a_reply_and_not_the_conversation(
     replier: Replier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    voice = Voice("it", replier, None, GREEDY)
+    talk = Conversation("it", replier, None, GREEDY)
     shown = iter([None, None])
 
     def interrupted(text: str) -> str:
@@ -236,9 +236,9 @@ def test_ctrl_c_stops_a_reply_and_not_the_conversation(
 
     monkeypatch.setattr(chat_module, "printable", interrupted)
     monkeypatch.setattr(chat_module, "_note", lambda text, interactive: print(f"({text})"))
-    chat_module._converse([voice], "What?", interactive=True)
+    chat_module._converse([talk], "What?", interactive=True)
     assert capsys.readouterr().out.endswith("\n(stopped)\n")
-    assert [turn["role"] for turn in voice._turns] == ["user", "assistant"]
+    assert [turn["role"] for turn in talk._turns] == ["user", "assistant"]
 
 
 def records(text: str) -> list[dict[str, object]]:

@@ -13,14 +13,14 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.errors import InputError
 from simple_llama.generation_config import read_end_ids
 from simple_llama.inference.export import export
-from simple_llama.inference.replies import Replier, Settings, load_replier
+from simple_llama.inference.replies import GenerationSettings, Replier, load_replier
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.generation import generate
 from tests.support.conversations import turns
 from tests.support.models import random_model
 
 PROMPTS = ["Hello", "What is it?", "one two", "And now?", "x"]
-GREEDY = Settings(max_tokens=24, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = GenerationSettings(max_tokens=24, temperature=0.0, top_p=1.0, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from simple_llama.params import Params
 from simple_llama.sweep import study as study_module
 from simple_llama.sweep.ranges import Choice, Interval, Ranges
 from simple_llama.sweep.study import sweep
-from simple_llama.sweep.trial import Failed, Stopped, as_override, run_trial
+from simple_llama.sweep.trial import TrialFailed, TrialPruned, as_override, run_trial
 from simple_llama.tracking.origin import process_tags
 from tests.crash.campaign import hook
 from tests.support.project import COMMITTED, Project
@@ -99,12 +99,12 @@ mkfifo {waits}; read < {waits} 2> /dev/null""",
     )
     asked: list[tuple[int, float]] = []
 
-    def promising(epoch: int, loss: float) -> bool:
+    def should_continue(epoch: int, loss: float) -> bool:
         asked.append((epoch, loss))
         return len(asked) < 2
 
-    with pytest.raises(Stopped):
-        run_trial("a-1", {"max_lr": 1e-05, "packing": False}, promising)
+    with pytest.raises(TrialPruned):
+        run_trial("a-1", {"max_lr": 1e-05, "packing": False}, should_continue)
     assert asked == [(1, 0.5), (2, 0.75)]
     assert (tmp_path / "end").exists()
     called = (tmp_path / "called").read_text()
@@ -138,7 +138,7 @@ def test_texts_reach_dvc_as_they_are(text: str) -> None:
 
 def test_failures_in_a_row_end_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_dvc(tmp_path, "echo 'error: no such base'; exit 1", monkeypatch)
-    with pytest.raises(Failed, match="error: no such base"):
+    with pytest.raises(TrialFailed, match="error: no such base"):
         run_trial("a-1", {}, lambda epoch, loss: True)
     here(tmp_path, RANGES, monkeypatch)
     with pytest.raises(InputError, match="sweep: 3 trials failed in a row: error: no such base"):
@@ -161,13 +161,13 @@ def test_a_killed_trial_is_drawn_again_and_a_pruned_one_counts(
         killed.set_user_attr(key, value)
     drawn = []
 
-    def run(name: str, values: dict[str, float], promising: object) -> float:
+    def run(name: str, values: dict[str, float], should_continue: object) -> float:
         drawn.append(values)
-        assert callable(promising)
+        assert callable(should_continue)
         loss = float(len(drawn))
         for epoch in (1, 2, 3):
-            if not promising(epoch, loss):
-                raise Stopped
+            if not should_continue(epoch, loss):
+                raise TrialPruned
         return loss + values["max_lr"]
 
     monkeypatch.setattr(study_module, "run_trial", run)

@@ -1,4 +1,4 @@
-"""Several runs as a table in Markdown, as a comment on a pull request shows it."""
+"""Several runs as a Markdown table, for a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import re
 from collections.abc import Iterator, Sequence
 
 from simple_llama.evaluation.comparison.page import remarks, verdict
-from simple_llama.evaluation.comparison.runs import Run, differing, find_runs
+from simple_llama.evaluation.comparison.runs import Run, differing_params, find_runs
 from simple_llama.evaluation.comparison.scores import ranked
 from simple_llama.pages.numbers import MISSING, count, finite, number
 
 
 def as_markdown(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
-    """What differs and what came out, each run against the first.
+    """Write the params that differ and the scores, each run compared with the first.
 
     A change is marked better or worse where the scores may be compared.
     """
     names = [run.name for run in runs]
     lines = [_line(["", *names]), "|---" + "|---:" * len(runs) + "|"]
-    changed = [[key, *(run.params.get(key, MISSING) for run in runs)] for key in differing(runs)]
+    changed = [
+        [key, *(run.params.get(key, MISSING) for run in runs)] for key in differing_params(runs)
+    ]
     lines += [_line(row) for row in (*changed, *_scores(runs))]
     said = (verdict(runs)[0], *notes, *remarks(runs))
     return "\n".join([*lines, "", *(f"{_plain(one)}  " for one in said)])
@@ -45,11 +47,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Nothing in it is Markdown, HTML or another line."""
+    """Escape a text: nothing in it is Markdown or HTML, or begins another line."""
     spaced = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"([\\`*_{}\[\]<>#|~@&])", r"\\\1", spaced)
 
 
 def compare(names: Sequence[str]) -> str:
-    """The table of the runs that find_runs finds; raises what it does."""
+    """The table of the runs that find_runs finds. Raises what find_runs raises."""
     return as_markdown(*find_runs(names))

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simple_llama.evaluation.comparison.chart import loss_curves, swatch_of
-from simple_llama.evaluation.comparison.runs import Run, differing, find_runs
+from simple_llama.evaluation.comparison.runs import Run, differing_params, find_runs
 from simple_llama.evaluation.comparison.scores import (
-    EVALUATED,
+    EVALUATED_ON,
     MAIN,
-    TRAINED,
+    TRAINED_ON,
     Best,
-    Form,
-    alike,
+    Format,
+    comparable,
+    differing_facts,
     loss,
     ranked,
-    unlike,
 )
 from simple_llama.evaluation.report.scorecard import CATEGORIES_SHOWN, loss_name
 from simple_llama.files import atomic_write
@@ -35,8 +35,8 @@ Row = tuple[str, list[Cell]]
 def render(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
     """Write the page. The notes say how ambiguous names were understood."""
     answer, style = verdict(runs)
-    facts = EVALUATED | TRAINED
-    labels = [label for some in (EVALUATED, TRAINED) for label in unlike(runs, some)]
+    facts = EVALUATED_ON | TRAINED_ON
+    labels = [label for some in (EVALUATED_ON, TRAINED_ON) for label in differing_facts(runs, some)]
     return fill(
         "evaluation/comparison/page.html.jinja",
         lead=_lead(runs),
@@ -48,7 +48,7 @@ def render(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
         verdict_style=style,
         unlike=[(label, _plain(facts[label](run) for run in runs)) for label in labels],
         notes=[*notes, *remarks(runs)],
-        changed=len(differing(runs)),
+        changed=len(differing_params(runs)),
         overview=_overview(runs),
         linear=loss_curves(runs, log=False),
         logarithmic=loss_curves(runs, log=True),
@@ -68,7 +68,7 @@ def _lead(runs: Sequence[Run]) -> str:
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """What else a reader of the scores should know."""
+    """Warn of results that params.yaml has outdated, and of runs with the same scores."""
     remarks = [
         f"{run.name}: params.yaml has changed since these results were made "
         f"({', '.join(run.stale)}); dvc repro makes them anew"
@@ -83,9 +83,9 @@ def remarks(runs: Sequence[Run]) -> list[str]:
 
 
 def verdict(runs: Sequence[Run]) -> tuple[str, str]:
-    """Whether the scores may be compared, and the style of that sentence."""
+    """Say whether the scores may be compared; the sentence, and its CSS class."""
     done = [run for run in runs if run.scores]
-    basis = alike(done)
+    basis = comparable(done)
     if len(done) < 2:
         return "Not yet: fewer than two of these runs are finished.", "worse"
     if not basis:
@@ -96,8 +96,8 @@ def verdict(runs: Sequence[Run]) -> tuple[str, str]:
     if basis == {"tokens"}:
         return "Losses yes, exact match no: it was scored on different replies.", "worse"
     proof = "by its hash" if all(run.evaluated for run in done) else "as far as their counts tell"
-    trained = " They were trained on different data." if unlike(runs, TRAINED) else ""
-    data = next((fact for run in done if (fact := EVALUATED["Evaluated data"](run))), "")
+    trained = " They were trained on different data." if differing_facts(runs, TRAINED_ON) else ""
+    data = next((fact for run in done if (fact := EVALUATED_ON["Evaluated data"](run))), "")
     return f"Yes: evaluated on the same data, {proof}.{trained} {data}", ""
 
 
@@ -105,7 +105,7 @@ def _overview(runs: Sequence[Run]) -> list[Row]:
     """Where the runs came from, the params that differ, and what came out."""
     names = {loss_name(run.params) for run in runs}
     rows = [("Came from", _plain(run.origin for run in runs))]
-    rows += [(key, _plain(run.params.get(key) for run in runs)) for key in differing(runs)]
+    rows += [(key, _plain(run.params.get(key) for run in runs)) for key in differing_params(runs)]
     for label, key, form, best in ranked(runs):
         values = [number(run.scores, key) for run in runs]
         name = min(names) if key == "val_loss" and len(names) == 1 else label
@@ -119,7 +119,7 @@ def _plain(texts: Iterable[str | None]) -> list[Cell]:
     return [(text or MISSING, False) for text in texts]
 
 
-def _cells(values: Sequence[float | None], form: Form, best: Best | None = None) -> list[Cell]:
+def _cells(values: Sequence[float | None], form: Format, best: Best | None = None) -> list[Cell]:
     """Mark what is the best as it is shown; nothing of fewer than two, or where all are."""
     known = [value for value in map(finite, values) if value is not None]
     top = form(best(known)) if best and len(set(map(form, known))) > 1 else None
@@ -152,7 +152,7 @@ def _by_category(run: Run) -> dict[str, Mapping[str, Any]]:
 
 def as_text(runs: Sequence[Run]) -> str:
     """A short table for a terminal: name, differing params, loss and exact match."""
-    keys = differing(runs)
+    keys = differing_params(runs)
     rows = [("run", "params that differ", "val_loss", "exact_match")]
     for run in runs:
         changed = " ".join(f"{key}={run.params.get(key, MISSING)}" for key in keys)

@@ -1,7 +1,7 @@
-"""What a run is, and reading it from git or the working tree.
+"""Reading runs from git or the working tree.
 
-A run is what they hold of it: params.yaml, reports/ and dvc.lock. A name may be an experiment, a
-branch, a tag or a commit.
+A run is params.yaml, reports/ and dvc.lock as a commit has them. Its name may be that of an
+experiment, a branch, a tag or a commit.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is known of one run. What is absent is empty."""
+    """What is known of one run; what is absent is empty."""
 
     name: str
-    """As it was asked for."""
+    """As the user wrote it."""
     origin: str
     """What the name stands for, with the short commit."""
     params: Mapping[str, str]
-    """params.yaml, numbers in one way of writing."""
+    """params.yaml as text, in which equal numbers are written alike."""
     evaluated: str
-    """Hash of the evaluated file by dvc.lock."""
+    """MD5 of the evaluated file, from dvc.lock."""
     stale: Sequence[str]
-    """Params that have changed since the results were made, by dvc.lock."""
+    """Params that differ from those in dvc.lock: they have changed since the results were made."""
     prepare: Mapping[str, Any]
     tokenize: Mapping[str, Any]
     train: Mapping[str, Any]
@@ -252,7 +252,7 @@ def _stale(lock: Mapping[str, Any], params: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(changed))
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The params that not all runs have alike, in the order of params.yaml."""
+def differing_params(runs: Sequence[Run]) -> list[str]:
+    """Names of the params in which the runs differ, in the order of params.yaml."""
     keys = dict.fromkeys(key for run in runs for key in run.params)
     return [key for key in keys if len({run.params.get(key) for run in runs}) > 1]

@@ -11,27 +11,28 @@ from typing import Any
 from simple_llama.evaluation.comparison.runs import Run
 from simple_llama.pages.numbers import count, decimal, finite, number, percent
 
-Form = Callable[[float | None], str]
+Format = Callable[[float | None], str]
 Best = Callable[[Iterable[float]], float]
 
 
 def loss(value: float | None) -> str:
-    """Good runs differ in the fourth decimal."""
+    """Format a loss with four decimals, in which good runs differ."""
     known = finite(value)
     return f"{known:.4f}" if known is not None and 1e-3 <= abs(known) < 100 else decimal(value)
 
 
-SCORES: tuple[tuple[str, str, Form, Best | None, str], ...] = (
+SCORES: tuple[tuple[str, str, Format, Best | None, str], ...] = (
     ("Loss", "val_loss", loss, min, "tokens"),
     ("Loss of the base model", "base_val_loss", loss, None, ""),
     ("Perplexity", "val_perplexity", decimal, min, "tokens"),
     ("Token accuracy", "val_token_accuracy", percent, max, "tokens"),
     ("Exact match", "exact_match", percent, max, "replies"),
 )
-"""Label, key in reports/eval.json, format, which is best, and what has to be alike for that."""
+"""Label, key in reports/eval.json, format, which value is best, and what has to be equal before
+values may be compared (see `comparable`)."""
 
 MAIN = ("val_loss", "exact_match")
-"""Keys of the scores that stand in the lead and by category."""
+"""Keys of the scores that the page's first sentence and its categories show."""
 
 
 def _trained_on(run: Run) -> str:
@@ -48,14 +49,14 @@ def _count(values: Mapping[str, Any], key: str) -> str:
 
 
 # What a run was evaluated on; what it was trained on.
-EVALUATED: dict[str, Callable[[Run], str]] = {
+EVALUATED_ON: dict[str, Callable[[Run], str]] = {
     "Evaluated data": lambda run: str(run.scores.get("data") or ""),
     "Evaluated file, MD5": lambda run: run.evaluated if run.scores else "",
     "Evaluated examples": lambda run: _count(run.scores, "examples"),
     "Evaluated reply tokens": lambda run: _count(run.scores, "supervised_tokens"),
     "Replies scored for exact match": lambda run: _count(run.scores, "exact_match_examples"),
 }
-TRAINED: dict[str, Callable[[Run], str]] = {
+TRAINED_ON: dict[str, Callable[[Run], str]] = {
     "Conversations in the data": lambda run: _count(run.prepare, "examples"),
     "Kept": lambda run: _count(run.prepare, "kept"),
     "For training": lambda run: _count(run.prepare, "train"),
@@ -64,16 +65,16 @@ TRAINED: dict[str, Callable[[Run], str]] = {
 }
 
 
-def unlike(runs: Sequence[Run], facts: Mapping[str, Callable[[Run], str]]) -> list[str]:
-    """Labels of the facts in which those runs differ that have them."""
+def differing_facts(runs: Sequence[Run], facts: Mapping[str, Callable[[Run], str]]) -> list[str]:
+    """Labels of the facts in which the runs differ; a run that lacks a fact does not count."""
     found = {label: {fact(run) for run in runs} - {""} for label, fact in facts.items()}
     return [label for label, values in found.items() if len(values) > 1]
 
 
-def alike(runs: Sequence[Run]) -> set[str]:
-    """What the runs' scores may be compared by: tokens (losses, accuracies), replies (matches)."""
-    differ = set(unlike(runs, EVALUATED))
-    if differ & set(list(EVALUATED)[:3]):
+def comparable(runs: Sequence[Run]) -> set[str]:
+    """Which scores may be compared: `tokens` (losses, accuracies), `replies` (exact matches)."""
+    differ = set(differing_facts(runs, EVALUATED_ON))
+    if differ & set(list(EVALUATED_ON)[:3]):
         return set()
     basis = {"tokens": "Evaluated reply tokens", "replies": "Replies scored for exact match"}
     return {name for name, label in basis.items() if label not in differ}
@@ -81,9 +82,9 @@ def alike(runs: Sequence[Run]) -> set[str]:
 
 def ranked(
     runs: Sequence[Run], keys: Sequence[str] = ()
-) -> list[tuple[str, str, Form, Best | None]]:
-    """SCORES (those of the keys), without a best where what it needs is not alike."""
-    basis = alike(runs)
+) -> list[tuple[str, str, Format, Best | None]]:
+    """SCORES, or those of the keys; where values may not be compared, none is the best."""
+    basis = comparable(runs)
     return [
         (label, key, form, best if needed in basis else None)
         for label, key, form, best, needed in SCORES

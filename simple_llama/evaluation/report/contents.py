@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from simple_llama.data.tokens import Tokens
+from simple_llama.evaluation.dataset import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS
 from simple_llama.evaluation.report.page import ReportInput
-from simple_llama.evaluation.subject import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS
 from simple_llama.evaluation.summary import rounding_in_words
 from simple_llama.files import read_csv, read_json
 from simple_llama.model.device import is_deterministic, pick_device

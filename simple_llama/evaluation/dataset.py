@@ -1,4 +1,4 @@
-"""What the models are scored on: the validation split, or a held-out file."""
+"""The examples that the models are scored on: the validation split, or a held-out file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ VAL_TOKENS = "data/tokens/val.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """E examples."""
+class EvalDataset:
+    """E tokenized examples, and what the report says of them."""
 
     tokens: Tokens
     tokenizer: ChatTokenizer
@@ -26,13 +26,15 @@ class Subject:
     """(E,): where each stood in the data, as `simple-llama inspect --id` takes it."""
     categories: Sequence[str | None]
     """(E,)"""
-    sentence: str
-    """What it is, for the report."""
+    description: str
+    """What was evaluated, in a sentence or two for the report."""
 
     @classmethod
-    def read(cls, params: EvaluateParams) -> "Subject":
-        """Of the project in the current folder. Raises InputError where eval_json_path was trained
-        on or holds nothing that can be scored."""
+    def read(cls, params: EvaluateParams) -> "EvalDataset":
+        """Read what eval_json_path names, in the project of the current folder.
+
+        Raises InputError where that file was trained on, or holds nothing that can be scored.
+        """
         path = params.eval_json_path
         tokenizer = ChatTokenizer.from_folder(TOKENIZER)
         if Path(path).resolve() == Path("data/prepared/train.jsonl").resolve():
@@ -45,8 +47,8 @@ class Subject:
                 tokenizer=tokenizer,
                 ids=[examples[row].id for row in tokens.rows],
                 categories=[examples[row].category for row in tokens.rows],
-                sentence=f"The validation split, {len(tokens):,} examples. It also chose the best "
-                "checkpoint, so it is not independent of the training.",
+                description=f"The validation split, {len(tokens):,} examples. It also chose the "
+                "best checkpoint, so it is not independent of the training.",
             )
         held_out = HeldOut.read(path, tokenizer, params)
         return cls(
@@ -54,7 +56,7 @@ class Subject:
             tokenizer=tokenizer,
             ids=held_out.ids,
             categories=held_out.categories,
-            sentence=f"Held out: {path}, {len(held_out.tokens):,} examples; "
+            description=f"Held out: {path}, {len(held_out.tokens):,} examples; "
             f"{held_out.left_out:,} longer than max_seq_len, or excluded by their own flags, are "
             "left out. It chose no checkpoint; that it shares no example with the training data "
             "is not checked.",
