@@ -209,18 +209,10 @@ def _scale_y_log(axes: Axes, values: Points) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     margin = (values.max() / values.min()) ** 0.04 * 1.01
-    low, high = values.min() / margin, values.max() * margin
     axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    for digits in ((1,), (1, 3), (1, 2, 5)):
-        places = LogLocator(subs=digits, numticks=99).tick_values(low, high)
-        shown = places[(low <= places) & (places <= high)]
-        if len(shown) >= 4:
-            break
-    else:
-        places = _round_values(6).tick_values(low, high)
-        shown = places[(low <= places) & (places <= high)]
-    axes.set_yticks(shown)
+    axes.set_ylim(values.min() / margin, values.max() * margin)
+    digits = (1, 2, 5) if values.max() < 1000 * values.min() else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(tick_text)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simple_llama.pages.numbers import decimal, finite, number, percent, share, things
+from simple_llama.pages.numbers import finite, number, percent, things
 from simple_llama.params import VALIDATION_SPLIT, is_validation_split
 
 CATEGORIES_SHOWN = 20
@@ -19,19 +19,33 @@ CATEGORIES_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One score of both models, as it is written."""
+    """A score of both models, side by side."""
 
     label: str
-    base: str
-    tuned: str
-    base_share: float
-    """Length of its bar, from 0 to 1."""
-    tuned_share: float
-    change: str
-    """In words, empty where one of the two is unknown."""
-    verdict: str
-    """better, worse, or empty where nothing changed."""
+    base: float | None
+    tuned: float | None
     note: str
+    is_loss: bool = False
+    """Lower is better, in any unit. Else a share from 0 to 1, of which more is better."""
+
+    @property
+    def full(self) -> float:
+        """What a bar of full length stands for."""
+        return max(finite(self.base) or 0.0, finite(self.tuned) or 0.0) if self.is_loss else 1.0
+
+    @property
+    def change(self) -> tuple[str, str]:
+        """What the training changed in words, and `better`, `worse` or nothing."""
+        base, tuned = finite(self.base), finite(self.tuned)
+        if base is None or tuned is None or (self.is_loss and base == 0):
+            return "", ""
+        gain = (base - tuned) / abs(base) if self.is_loss else tuned - base
+        verdict = "better" if gain > 0 else "worse"
+        if abs(gain) < 5e-4:
+            return "no change", ""
+        if self.is_loss:
+            return f"{abs(gain):.1%} {'lower' if gain > 0 else 'higher'}, {verdict}", verdict
+        return f"{100 * gain:+.1f} points, {verdict}".replace("-", "−"), verdict
 
 
 def loss_name(params: Mapping[str, Any]) -> str:
@@ -43,28 +57,32 @@ def loss_name(params: Mapping[str, Any]) -> str:
 def cards(scores: Mapping[str, Any], loss_label: str = "Validation loss") -> list[Card]:
     """Compare the main scores of reports/eval.json."""
     base_loss, match = number(scores, "base_val_loss"), number(scores, "exact_match")
-    tokens = things(number(scores, "supervised_tokens"), "reply token")
     return [
-        _loss_card(
-            loss_label, base_loss, number(scores, "val_loss"), "Nats per token, lower is better."
+        Card(
+            label=loss_label,
+            base=base_loss,
+            tuned=number(scores, "val_loss"),
+            note="Nats per token, lower is better.",
+            is_loss=True,
         ),
-        _loss_card(
-            "Perplexity",
-            _exp(base_loss),
-            number(scores, "val_perplexity"),
-            "e to the power of the loss.",
+        Card(
+            label="Perplexity",
+            base=_exp(base_loss),
+            tuned=number(scores, "val_perplexity"),
+            note="e to the power of the loss.",
+            is_loss=True,
         ),
-        _share_card(
-            "Token accuracy",
-            number(scores, "base_token_accuracy"),
-            number(scores, "val_token_accuracy"),
-            f"Of {tokens}.",
+        Card(
+            label="Token accuracy",
+            base=number(scores, "base_token_accuracy"),
+            tuned=number(scores, "val_token_accuracy"),
+            note=f"Of {things(number(scores, 'supervised_tokens'), 'reply token')}.",
         ),
-        _share_card(
-            "Exact match",
-            number(scores, "base_exact_match"),
-            match,
-            _match_note(match, number(scores, "exact_match_examples")),
+        Card(
+            label="Exact match",
+            base=number(scores, "base_exact_match"),
+            tuned=match,
+            note=_match_note(match, number(scores, "exact_match_examples")),
         ),
     ]
 
@@ -73,50 +91,6 @@ def _exp(loss: float | None) -> float | None:
     if loss is None or math.isnan(loss):
         return loss
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def _loss_card(label: str, base: float | None, tuned: float | None, note: str) -> Card:
-    before, after = finite(base), finite(tuned)
-    gain, change = None, ""
-    if before and after is not None:
-        gain = (before - after) / abs(before)
-        change = f"{abs(100 * gain):.1f}% {'lower' if gain > 0 else 'higher'}"
-    full = max(before or 0.0, after or 0.0)
-    return _card(label, (decimal(base), decimal(tuned)), (base, tuned, full), gain, change, note)
-
-
-def _share_card(label: str, base: float | None, tuned: float | None, note: str) -> Card:
-    before, after = finite(base), finite(tuned)
-    gain, change = None, ""
-    if before is not None and after is not None:
-        gain = 100 * (after - before)
-        change = f"{gain:+.1f} points".replace("-", "−")
-    return _card(label, (percent(base), percent(tuned)), (base, tuned, 1.0), gain, change, note)
-
-
-def _card(
-    label: str,
-    written: tuple[str, str],
-    bars: tuple[float | None, float | None, float],
-    gain: float | None,
-    change: str,
-    note: str,
-) -> Card:
-    verdict = ""
-    if gain is not None:
-        verdict = "" if abs(gain) < 5e-4 else "better" if gain > 0 else "worse"
-        change = f"{change}, {verdict}" if verdict else "no change"
-    base, tuned, full = bars
-    return Card(
-        label=label,
-        base=written[0],
-        tuned=written[1],
-        base_share=share(base, full),
-        tuned_share=share(tuned, full),
-        change=change,
-        verdict=verdict,
-        note=note,
-    )
 
 
 def _match_note(match: float | None, scored: float | None) -> str:
