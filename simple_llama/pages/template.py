@@ -38,6 +38,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (numbers.count, numbers.decimal, numbers.percent, numbers.share, numbers.things)
-    environment.globals.update({one.__name__: one for one in formats}, MISSING=numbers.MISSING)
+    shared = ("count", "decimal", "finite", "number", "percent", "share", "things", "MISSING")
+    environment.globals.update({name: getattr(numbers, name) for name in shared})
     return environment

@@ -434,7 +434,7 @@ def test_any_name_comes_out_of_a_drawing_as_it_went_in(text: str) -> None:
 
 
 def test_a_template_without_one_of_its_values_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="'lead' is undefined"):
+    with pytest.raises(UndefinedError, match="'report' is undefined"):
         fill("evaluation/report/page.html.jinja")
 
 

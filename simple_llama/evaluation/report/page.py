@@ -27,7 +27,7 @@ from simple_llama.pages.charts import (
     line_chart,
     smooth,
 )
-from simple_llama.pages.numbers import count, decimal, finite, number, percent, things
+from simple_llama.pages.numbers import count, finite, number, things
 from simple_llama.pages.template import fill
 
 SAMPLES_SHOWN = 12
@@ -80,11 +80,10 @@ def render(report: ReportInput) -> str:
     groups = groups[:CATEGORIES_FILTERED]
     return fill(
         "evaluation/report/page.html.jinja",
-        lead=_lead(report),
+        report=report,
+        loss_name=loss_name(report.params),
+        moved=moved,
         cards=cards(report.evaluation, loss_name(report.params)),
-        facts=report.facts,
-        data=report.evaluation.get("data"),
-        training=_training(report.train),
         loss_curves=_loss_curves(report),
         lr_curve=_small_chart(report.train_curve, "Learning rate", "lr"),
         norm_curve=_small_chart(report.train_curve, "Gradient norm", "grad_norm"),
@@ -92,42 +91,14 @@ def render(report: ReportInput) -> str:
         CATEGORIES_SHOWN=CATEGORIES_SHOWN,
         highest_loss=max((loss for loss in losses if loss is not None), default=0.0),
         lengths=_lengths(report),
-        length_facts=_length_facts(report.tokenize),
         ledger=_ledger(report.prepare, report.tokenize),
-        left_out=number(report.prepare, "left_out"),
-        alike=number(report.prepare, "val_prompts_like_train"),
         adds_up=_adds_up(report.prepare),
-        worst=report.worst,
         groups=groups,
         samples=[_sample(row, groups) for row in report.samples[:SAMPLES_KEPT]],
         SAMPLES_SHOWN=SAMPLES_SHOWN,
         samples_cut=max(0, len(report.samples) - SAMPLES_KEPT),
         params={key: _param(value) for key, value in report.params.items()},
     )
-
-
-def _lead(report: ReportInput) -> str:
-    """What was done, and what came of it."""
-    model = report.params.get("model_path", "a base model")
-    trained_on = things(number(report.tokenize, "train_examples"), "conversation")
-    epochs = number(report.train, "epochs")
-    during = f" for {things(epochs, 'epoch')}" if epochs is not None else ""
-    scores = report.evaluation
-    loss = moved(number(scores, "base_val_loss"), number(scores, "val_loss"), decimal)
-    match = moved(number(scores, "base_exact_match"), number(scores, "exact_match"), percent)
-    return (
-        f"Fine-tuned {model} on {trained_on}{during}. "
-        f"{loss_name(report.params)} {loss}, exact match {match}."
-    )
-
-
-def _training(train: Mapping[str, Any]) -> str:
-    steps, epochs = number(train, "steps"), number(train, "epochs")
-    said = f"{things(steps, 'optimizer step')} over {things(epochs, 'epoch')}."
-    if (best := finite(number(train, "best_step"))) is not None:
-        loss = decimal(number(train, "best_val_loss"))
-        said += f" Validation loss was lowest, {loss}, at step {count(best)}."
-    return said
 
 
 def _loss_curves(report: ReportInput) -> Chart:
@@ -181,17 +152,6 @@ def _lengths(report: ReportInput) -> Chart:
         y_label="examples",
         marks=marks,
     )
-
-
-def _length_facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    tokens, supervised = number(stats, "tokens"), number(stats, "supervised_tokens")
-    share = supervised / tokens if tokens and supervised is not None else None
-    return [
-        ("All tokens", count(tokens)),
-        ("Trained to predict", f"{count(supervised)} ({percent(share)})"),
-        ("Unknown tokens", percent(number(stats, "unknown_token_rate"))),
-        ("Longest example", things(number(stats, "length_max"), "token")),
-    ]
 
 
 def _ledger(
