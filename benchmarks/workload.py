@@ -52,8 +52,9 @@ SHAPES = {
     "94.4M": _shape(768, 2048, 14, 12, key_heads=4, tied=True),
     "135M": _shape(576, 1536, 30, 9, key_heads=3, vocabulary=49152, tied=True),
     "1.3B": _shape(2048, 5632, 24, 32),
+    "8B": _shape(4096, 14336, 32, 32, key_heads=8, vocabulary=128_256),
 }
-"""By parameters; 135M is SmolLM2's, 1.3B SimpleLLaMA's."""
+"""By parameters; 135M is SmolLM2's, 1.3B SimpleLLaMA's, 8B Llama 3's."""
 SHAPE = SHAPES["9.0M"]
 
 

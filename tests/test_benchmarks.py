@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import bench_training, results, textbook, trl_peer, workload
+from benchmarks import bench_settings, bench_training, results, textbook, trl_peer, workload
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import contestants
 from benchmarks.gpu.pipeline import STAGES, WEIGHTS, Pipeline
@@ -161,3 +161,28 @@ def test_the_pipeline_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "killed and continued weights differ by up to 0.5",
         "deterministic: true: trained again the same bytes, killed and continued the same bytes",
     ]
+
+
+def test_what_weights_are_held_in_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(processor: float, **changes: object) -> list[dict[str, Any]]:
+        one = {
+            "on": "cpu, bf16",
+            "parameters": 94e6,
+            "trained": 94e6,
+            "seconds": 2.0,
+            "processor": processor,
+            "memory": 3e9,
+        }
+        return [{**one, **changes}] * 2
+
+    found = {name: measured(4.0) for name in bench_settings.WAYS}
+    found["lora_rank: 8, lora_base: nf4"] = measured(3.0, trained=2e6, memory=1e9)
+    found["weights: bf16"] = [{"failed": "RuntimeError: out of memory"}] * 2
+    bench_settings.report(found)
+    table = capsys.readouterr().out
+    assert table.startswith("94.0M parameters on cpu, bf16, adapters of 2.00M; steps of 512 tokens")
+    assert re.search(
+        r"^lora_rank: 8, lora_base: nf4 +1.00 GB +2,000 +0.75 \(0.75 to 0.75\)", table, re.M
+    )
+    assert re.search(r"^weights: bf16 +RuntimeError: out of memory$", table, re.M)
+    assert len(table.splitlines()) == 3 + 16

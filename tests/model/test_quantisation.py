@@ -190,6 +190,27 @@ def test_what_is_read_tensor_by_tensor_is_what_a_whole_model_becomes(
     assert weight_count(load_model(folder, nf4=True)) == weight_count(load_model(folder))
 
 
+@pytest.mark.slow
+def test_transformers_computes_the_same_in_4_bits(tmp_path: Path) -> None:
+    import transformers
+
+    folder = in_folder(tmp_path, hidden_size=64, head_dim=16, intermediate_size=128)
+    models: Any = transformers.AutoModelForCausalLM
+    config: Any = transformers.BitsAndBytesConfig
+    kept = config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    theirs = models.from_pretrained(folder, quantization_config=kept, dtype=torch.float32)
+    expected = theirs.train()(IDS).logits.detach()  # in eval it rounds activations to bfloat16
+    mine = logits_of(load_model(folder, nf4=True).eval(), IDS)
+    assert (mine - expected).abs().max() < 1e-5 * expected.abs().max()
+    original = logits_of(load_model(folder).eval(), IDS)
+    assert (mine - original).abs().max() > 0.05 * expected.abs().max(), "both rounded"
+
+
 PEAK = """
 import sys, psutil
 import bitsandbytes
