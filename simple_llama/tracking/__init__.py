@@ -1,7 +1,7 @@
-"""Every run of the pipeline in MLflow: what went in, what came out, and how it ended.
+"""Records every run of the pipeline in MLflow: its inputs, its results and how it ended.
 
-A run is opened by train and continued by evaluate. MLflow is reached by a thread; when it fails,
-training goes on and what it missed is sent later (journal.py).
+The train stage opens a run, and the evaluate stage continues it. A thread sends everything to
+MLflow. If MLflow fails, training continues, and what MLflow missed is sent later (journal.py).
 """
 
 from simple_llama.tracking.run import Dataset, Identity, Run, evaluation_run, training_run

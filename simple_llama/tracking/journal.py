@@ -1,10 +1,10 @@
-"""Calls on their way to the store: a thread that sends them in order, a spool for what must wait.
+"""Sends calls to the MLflow store: a thread sends them in order, a spool on disk keeps failed ones.
 
     run.log(...) ─▶ Outbox (memory) ─▶ thread ─▶ the store
-                                         └─ it fails ─▶ Spool (disk) ─▶ the store, later
+                                         └─ on failure ─▶ Spool (disk) ─▶ the store, later
 
-A call is a JSON object: the name of a StoredRun method under "do", and its arguments. Each can be
-sent twice without harm, so a spool that was half sent is simply sent again.
+A call is a JSON object: the name of a StoredRun method under "do", and its arguments. Sending a
+call twice has the same effect as sending it once. So a spool that was partly sent is sent again.
 """
 
 import contextlib
@@ -27,24 +27,25 @@ Call = dict[str, Any]
 Point = tuple[str, float, int, int]
 """Metric name, value, milliseconds since 1970, step."""
 
-BATCH = 1000
-"""Points in one request, at most (MLflow's own limit)."""
-INTERVAL = 2.0
-"""Seconds between two sendings: what kill -9 can cost; each sending costs 10 ms of processor."""
-RETRY = 30.0
-"""Seconds between two tries to reach a store that failed."""
+MAX_POINTS_PER_REQUEST = 1000
+"""MLflow's own limit."""
+SEND_INTERVAL = 2.0
+"""Seconds between requests. Metrics of this time can be lost by kill -9; a request takes 10 ms of
+CPU time."""
+RETRY_INTERVAL = 30.0
+"""Seconds before a store that failed is tried again."""
 
 
-class Refused(Exception):
-    """The store will never take this call; sending it again is pointless."""
+class CallRefused(Exception):
+    """The store will never accept this call, so it must not be sent again."""
 
 
-class Hopeless(Exception):
-    """The store will take no call of this run until somebody mends what the message says."""
+class StoreUnusable(Exception):
+    """The store will accept no call of this run until the user fixes the problem in the message."""
 
 
 class Spool:
-    """One run's unsent calls on disk; locked by the process that writes or replays them."""
+    """The unsent calls of one run on disk. The process that writes or replays them holds a lock."""
 
     def __init__(self, folder: Path, opening: Call | None = None) -> None:
         self.folder = folder
@@ -54,13 +55,15 @@ class Spool:
 
     @classmethod
     def of(cls, location: Location, experiment: str, opening: Call) -> "Spool":
-        """The spool of the run that `opening` opens; nothing is on disk until something fails."""
+        """The spool of the run that the call `opening` opens. Nothing is written until a call
+        fails."""
         name = f"{location.spool_name(experiment)}-{time.time_ns()}-{opening['local_id']}"
         return cls(location.spool / name, opening)
 
     @classmethod
     def orphans(cls, location: Location, experiment: str) -> Iterator["Spool"]:
-        """Spools for this store whose process is gone, oldest first, each locked in its turn."""
+        """Spools for this store whose process has ended, oldest first; each is locked while it is
+        yielded."""
         for folder in sorted(location.spool.glob(f"{location.spool_name(experiment)}-*")):
             spool = cls(folder)
             if spool and spool._try_lock():
@@ -73,30 +76,31 @@ class Spool:
         return self.journal.exists()
 
     def append(self, call: Call) -> None:
-        """Keep a call, with a copy of the file or folder it is about."""
+        """Write a call to disk, with a copy of the file or folder under its "path", if any."""
         if self._lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._try_lock()
         if "path" in call:
             call = {**call, "path": self._copy(Path(call["path"]))}
-        # who replays it has to find the run first
+        # a replay needs the opening call first, to find the run
         calls = [call] if self or call == self._opening else [self._opening, call]
         with open(self.journal, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in calls))
 
     def replay(self, send: Callable[[Call], None]) -> None:
-        """Send every call in order and remove the spool.
+        """Send every call in order, then remove the spool.
 
-        Where sending fails (any exception but Refused) what is left stays, and it raises.
+        If `send` raises anything but CallRefused, the unsent calls are kept and the error is
+        raised.
         """
         calls = self._calls()
         for done, call in enumerate(calls):
             try:
                 send(call)
-            except Refused as refusal:
+            except CallRefused as refusal:
                 warn(f"MLflow refused '{call['do']}': {refusal}")
             except Exception:
-                # the first call opens the run: it is needed again, and harmless
+                # keep the first call too: it opens the run, and may be sent twice
                 self._rewrite([*calls[: min(done, 1)], *calls[done:]])
                 raise
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -115,7 +119,7 @@ class Spool:
         calls = []
         with contextlib.suppress(FileNotFoundError):
             for line in self.journal.read_text(encoding="utf-8").splitlines():
-                # kill -9 can leave half a last line
+                # kill -9 can leave an incomplete last line
                 with contextlib.suppress(json.JSONDecodeError):
                     calls.append(json.loads(line))
         return calls
@@ -127,7 +131,7 @@ class Spool:
 
     def _try_lock(self) -> bool:
         try:
-            # held as long as the process lives: that is what the lock says
+            # the lock is held while the process lives: it shows others that it does
             self._lock = open(self.folder / "lock", "a")  # noqa: SIM115
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -136,17 +140,17 @@ class Spool:
         return True
 
     def release(self) -> None:
-        """Leave what is spooled to others."""
+        """Give up the lock, so that another process may replay the spool."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
 class Outbox:
-    """A queue that never blocks the one who fills it, and the thread that empties it.
+    """A queue whose producer never waits, and the thread that sends its items.
 
-    `send` delivers one call and raises when it cannot; `sample` gives the machine's metrics.
-    Both are called from the thread alone.
+    `send` delivers one call, or raises; `sample` returns metrics of the machine. Both are called
+    only in the thread.
     """
 
     def __init__(
@@ -170,7 +174,7 @@ class Outbox:
         self._next_sample = time.monotonic()
         self._next_retry = 0.0
         self.cpu_seconds = 0.0
-        """What the thread has cost."""
+        """CPU time of the thread so far."""
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
     def start(self) -> None:
@@ -183,7 +187,7 @@ class Outbox:
         self._queue.append({"do": do, **arguments})
 
     def wait(self) -> None:
-        """Until all that was put so far is sent or spooled."""
+        """Wait until everything queued so far is sent or spooled."""
         reached = threading.Event()
         self._queue.append(reached)
         self._wake.set()
@@ -192,7 +196,7 @@ class Outbox:
                 return
 
     def close(self, last: Call) -> None:
-        """Sample the machine once more, send everything, then `last`, and end the thread."""
+        """Sample the machine a last time, send everything and then `last`, and end the thread."""
         self._next_sample = 0.0
         self.wait()
         self._queue.append(last)
@@ -209,11 +213,11 @@ class Outbox:
                 self._send_queue()
                 self._send_spool(now=closing)
             except Exception:
-                # nothing that happens here may reach the training
+                # an error of tracking must never stop the training
                 warn(f"tracking failed: {traceback.format_exc(limit=-3)}")
             self.cpu_seconds = time.thread_time()
             if not closing:
-                self._wake.wait(INTERVAL)
+                self._wake.wait(SEND_INTERVAL)
                 self._wake.clear()
         self._spool.release()
 
@@ -230,7 +234,11 @@ class Outbox:
             item = self._queue.popleft()
             if isinstance(item, tuple):
                 batch.append(item)
-            if batch and (len(batch) == BATCH or not isinstance(item, tuple) or not self._queue):
+            if batch and (
+                len(batch) == MAX_POINTS_PER_REQUEST
+                or not isinstance(item, tuple)
+                or not self._queue
+            ):
                 self._deliver({"do": "points", "points": batch})
                 batch = []
             if isinstance(item, dict):
@@ -245,23 +253,23 @@ class Outbox:
             try:
                 self._send(call)
                 return
-            except Refused as refusal:
+            except CallRefused as refusal:
                 warn(f"MLflow refused '{call['do']}': {refusal}")
                 return
-            except Hopeless as error:
+            except StoreUnusable as error:
                 self._hopeless = True
                 warn(f"this run is not tracked: {error}")
                 return
             except Exception as error:
-                self._next_retry = time.monotonic() + RETRY
+                self._next_retry = time.monotonic() + RETRY_INTERVAL
                 warn(
-                    f"MLflow failed ({brief(error)}); the work goes on, and what MLflow misses "
-                    f"is kept in {self._spool.folder} and sent later"
+                    f"MLflow failed ({short_message(error)}); the work goes on, and what MLflow "
+                    f"misses is kept in {self._spool.folder} and sent later"
                 )
         try:
             self._spool.append(call)
         except OSError as error:
-            warn(f"a call '{call['do']}' to MLflow is lost: {brief(error)}")
+            warn(f"a call '{call['do']}' to MLflow is lost: {short_message(error)}")
 
     def _send_spool(self, *, now: bool) -> None:
         if not self._spool or (time.monotonic() < self._next_retry and not now):
@@ -270,21 +278,21 @@ class Outbox:
             self._spool.replay(self._send)
             warn("MLflow answers again, and has got what it had missed", "note")
         except Exception as error:
-            self._next_retry = time.monotonic() + RETRY
+            self._next_retry = time.monotonic() + RETRY_INTERVAL
             if now:
                 warn(
-                    f"MLflow still fails ({brief(error)}); the next run sends what is kept in "
-                    f"{self._spool.folder}"
+                    f"MLflow still fails ({short_message(error)}); the next run sends what is kept "
+                    f"in {self._spool.folder}"
                 )
 
 
 def milliseconds() -> int:
-    """Since 1970, as MLflow counts."""
+    """Milliseconds since 1970, as in MLflow."""
     return int(time.time() * 1000)
 
 
-def brief(error: Exception) -> str:
-    """The first line of what a library says; what is ours to say, whole."""
+def short_message(error: Exception) -> str:
+    """An error in one line: an InputError whole, of others the type and the first line."""
     if isinstance(error, InputError):
         return str(error)
     lines = str(error).splitlines()

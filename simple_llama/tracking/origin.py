@@ -1,4 +1,4 @@
-"""Where a run comes from: commit, experiment, machine and process, as tags that rebuild it."""
+"""Describes the origin of a run as tags: commit, experiment, environment and process."""
 
 import getpass
 import importlib.metadata
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from simple_llama.process import process_start_time, warn
 
-DIFF_LIMIT = 1_000_000
-"""Characters of uncommitted changes that are kept."""
-NOTE = "# "
-"""How the lines before a kept patch begin."""
+MAX_PATCH_CHARACTERS = 1_000_000
+"""Uncommitted changes are recorded up to this length."""
+PATCH_NOTE_PREFIX = "# "
+"""The start of each line of notes before a recorded patch."""
 
-# what the stages themselves write does not change what a run computes
+# without the files that the stages themselves write
 _INPUTS = (".", ":(exclude)reports", ":(exclude,glob)**/dvc.lock")
 
 
-# plumbing: `git diff` obeys a user's colours, prefixes, context and external programs
+# a plumbing command, because `git diff` depends on the user's colours, prefixes and diff programs
 _PATCH = (
     *("diff-index", "--patch", "HEAD", "--binary", "--full-index", "--unified=3"),
     *("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
@@ -29,12 +29,12 @@ _PATCH = (
 
 
 class GitError(Exception):
-    """What git says it can't do, in one line."""
+    """Git failed; the message is what it printed, in one line."""
 
 
 def _git(*arguments: str) -> str:
-    """What git prints, whatever the user's environment says of diffs; bytes that are no UTF-8 are
-    surrogates. Raises GitError."""
+    """The output of a git command; bytes that are not UTF-8 become surrogates. Settings for diffs
+    in the environment are ignored. Raises GitError."""
     overrides = ("GIT_DIFF_OPTS", "GIT_EXTERNAL_DIFF")
     environment = {k: v for k, v in os.environ.items() if k not in overrides}
     try:
@@ -45,7 +45,7 @@ def _git(*arguments: str) -> str:
         raise GitError(str(error)) from None
     if done.returncode != 0:
         raise GitError(" ".join(done.stderr.decode(errors="replace").split()))
-    # not as text, which would change the line ends within a patch
+    # not text=True, which would change line ends within a patch
     return done.stdout.decode(errors="surrogateescape")
 
 
@@ -55,9 +55,10 @@ def _in_repository() -> bool:
 
 
 def git_tags() -> dict[str, str]:
-    """Commit, branch and whether the inputs differ from it; {} outside a git repository.
+    """Commit, branch, and whether the working tree differs from the commit; {} outside a git
+    repository.
 
-    Where git refuses (the repository is another user's, it has no commit), git.failure says why.
+    If git fails (the repository belongs to another user, or has no commit), git.failure says why.
     """
     if not _in_repository():
         return {}
@@ -78,10 +79,10 @@ def git_tags() -> dict[str, str]:
 
 
 def uncommitted_changes() -> str:
-    """A patch from the commit to the working tree, at most DIFF_LIMIT characters.
+    """A patch from the commit to the working tree, at most MAX_PATCH_CHARACTERS long.
 
-    It is the same whatever git is configured to show, and holds binary files too. Its first lines
-    are notes: they name untracked files, say that it is cut or that git failed.
+    It includes binary files and does not depend on git's configuration. Lines of notes come first:
+    they name untracked files, or say that the patch is cut or that git failed.
     """
     if not _in_repository():
         return ""
@@ -89,17 +90,18 @@ def uncommitted_changes() -> str:
         patch = _git(*_PATCH, "--", *_INPUTS)
         untracked = _git("ls-files", "--others", "--exclude-standard", "--", *_INPUTS)
     except GitError as error:
-        return f"{NOTE}the changes are not known: {error}\n"
+        return f"{PATCH_NOTE_PREFIX}the changes are not known: {error}\n"
     notes = "".join(
-        f"{NOTE}untracked, not in this patch: {name}\n" for name in untracked.splitlines()
+        f"{PATCH_NOTE_PREFIX}untracked, not in this patch: {name}\n"
+        for name in untracked.splitlines()
     )
-    if len(patch) > DIFF_LIMIT:
-        notes += f"{NOTE}cut: the whole patch has {len(patch)} characters\n"
-    return notes + patch[:DIFF_LIMIT]
+    if len(patch) > MAX_PATCH_CHARACTERS:
+        notes += f"{PATCH_NOTE_PREFIX}cut: the whole patch has {len(patch)} characters\n"
+    return notes + patch[:MAX_PATCH_CHARACTERS]
 
 
 def dvc_tags() -> dict[str, str]:
-    """Names that DVC gives an experiment; {} in a plain `dvc repro`."""
+    """Names of the DVC experiment and stage, where DVC sets them."""
     told = {
         "dvc.exp_name": os.environ.get("DVC_EXP_NAME"),
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV"),
@@ -109,7 +111,7 @@ def dvc_tags() -> dict[str, str]:
 
 
 def environment_tags() -> dict[str, str]:
-    """Interpreter, machine and the versions that results depend on."""
+    """Versions of Python and of packages that results depend on, and the machine."""
     tags = {
         "env.python": platform.python_version(),
         "env.platform": platform.platform(),
@@ -124,19 +126,20 @@ def environment_tags() -> dict[str, str]:
 
 
 def source_tags() -> dict[str, str]:
-    """What MLflow's own columns User and Source show."""
+    """Tags for MLflow's own columns User and Source."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # in a container the user may have no name
         user = str(os.getuid())
     entry = Path(sys.argv[0])
-    # "-m" stands there while `python -m` is still resolving the module
+    # argv[0] is "-m" while `python -m` is still looking for the module
     name = entry.name if len(entry.parts) < 2 else "/".join(entry.parts[-2:])
     return {"mlflow.user": user, "mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
 
 
 def process_tags() -> dict[str, str]:
-    """Who holds the run: enough for a later process to tell whether it still lives."""
+    """Identifies the process that writes the run, so that a later process can tell whether it is
+    still alive."""
     pid = os.getpid()
     return {
         "process.host": platform.node(),
@@ -149,10 +152,11 @@ def process_tags() -> dict[str, str]:
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:
-    """Whether the process that holds a run is gone: known of one whose id means the same here, and
-    of one that this machine ran before it was started again.
+    """Whether the process that wrote these tags has certainly ended.
 
-    Ids are of a namespace: containers may share host name and store, and each have a process 1.
+    This is known for a process of the same machine and PID namespace, and for one that this machine
+    ran before its last boot. Containers may share a host name and a store, and each has its own
+    process 1, so an id from another namespace says nothing.
     """
     here = process_tags()
 
@@ -167,13 +171,13 @@ def is_dead(tags: Mapping[str, str]) -> bool:
 
 
 _FIRST_NAMESPACE = "pid:[4026531836]"
-"""Linux gives the process ids outside all containers this number (PROC_PID_INIT_INO)."""
+"""Linux's number for the initial PID namespace, outside all containers (PROC_PID_INIT_INO)."""
 
 
 def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
-    except OSError:  # no Linux, no namespaces
+    except OSError:  # only Linux has namespaces
         return ""
 
 
@@ -185,7 +189,7 @@ def _read(path: str) -> str:
 
 
 def run_name(tags: Mapping[str, str]) -> str:
-    """The experiment's name, else branch and short commit."""
+    """The name of the DVC experiment, else branch and short commit."""
     if "dvc.exp_name" in tags:
         return tags["dvc.exp_name"]
     if "git.commit" in tags:

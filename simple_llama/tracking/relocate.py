@@ -1,4 +1,4 @@
-"""A checkout that was moved takes its MLflow store along, but the store holds absolute paths."""
+"""Corrects the MLflow store of a checkout that was moved: the store has absolute paths."""
 
 import sqlite3
 from contextlib import closing
@@ -6,22 +6,22 @@ from urllib.parse import quote
 
 from simple_llama.errors import InputError
 from simple_llama.process import file_lock
-from simple_llama.tracking.location import Location, foreign_root, local_path
+from simple_llama.tracking.location import Location, local_path, other_checkout_artifacts
 
-COLUMNS = {
+ARTIFACT_PATH_COLUMNS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
     "logged_models": ("artifact_location",),
     "model_versions": ("source", "storage_location"),
 }
-"""Where MLflow's SQLite store keeps paths of artifacts."""
+"""Table → columns with paths of artifacts in MLflow's SQLite store."""
 
 
 def relocate() -> dict[str, int]:
-    """Point the store of this repository to its artifacts; gives how many paths changed, by the
-    folder that they led to before.
+    """Change artifact paths of this repository's store that lead to another checkout.
 
-    Raises InputError where the store is no SQLite file, or there is none.
+    Returns the number of changed paths by the folder to which they led. Raises InputError where the
+    store is not a SQLite file or does not exist.
     """
     location = Location.find()
     if location.database is None:
@@ -35,10 +35,10 @@ def relocate() -> dict[str, int]:
         database,
     ):
         places = [row[0] for row in database.execute("SELECT artifact_location FROM experiments")]
-        foreign = {root for place in places if (root := foreign_root(location, place))}
-        for table, columns in COLUMNS.items():
+        foreign = {root for place in places if (root := other_checkout_artifacts(location, place))}
+        for table, columns in ARTIFACT_PATH_COLUMNS.items():
             for column in columns:
-                # names are those of COLUMNS, values are bound
+                # no injection: names come from ARTIFACT_PATH_COLUMNS, values are bound
                 for (old,) in database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
                     path = local_path(old)
                     root = next((r for r in foreign if path and path.is_relative_to(r)), None)

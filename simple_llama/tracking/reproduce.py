@@ -1,4 +1,4 @@
-"""From a run in MLflow back to the code, the params and the commands that made it."""
+"""Prints the commands that reproduce an MLflow run: its code, params and pipeline."""
 
 import importlib.metadata
 import itertools
@@ -12,18 +12,18 @@ from urllib.parse import unquote, urlparse
 
 from simple_llama.errors import InputError
 from simple_llama.tracking.location import Location
-from simple_llama.tracking.origin import NOTE
+from simple_llama.tracking.origin import PATCH_NOTE_PREFIX
 from simple_llama.tracking.store import import_mlflow
 
-PATCH = "config/uncommitted.patch"
-INPUTS = ("ft_json_path", "tokenizer_path", "model_path", "eval_json_path")
-"""Params that name files."""
+PATCH_ARTIFACT = "config/uncommitted.patch"
+INPUT_PATH_PARAMS = ("ft_json_path", "tokenizer_path", "model_path", "eval_json_path")
+"""Params that are paths of input files."""
 
 
 def commands(run_id: str) -> list[str]:
-    """The shell commands that rebuild a run in a folder of its own, comments between them.
+    """Shell commands, with comments, that reproduce a run in a new folder.
 
-    Raises InputError where the store does not know the run, or the repository not its commit.
+    Raises InputError where the store does not have the run, or the repository not its commit.
     """
     location = Location.find()
     mlflow = import_mlflow()
@@ -46,14 +46,14 @@ def commands(run_id: str) -> list[str]:
 
 
 def _lines(location: Location, client: Any, run: Any, commit: str) -> Iterator[str]:
-    """Each command but the last ends in &&: pasted into a shell, what follows a failure is not
-    carried out."""
+    """The commands. Each but the last ends in &&, so that a shell into which they are pasted stops
+    at the first failure."""
     tags, run_id = run.data.tags, run.info.run_id
     dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
     yield f"# {run.info.run_name}, {run.info.status}: commit {commit[:12]}{dirty}"
     yield from _differences(tags)
     folder = f"reproduce-{run_id[:8]}"
-    # the project may be a folder of a larger repository
+    # the project may be a subfolder of the repository
     repository = (_git(location.root, "rev-parse", "--show-toplevel") or "").rstrip("\n")
     project = (_git(location.root, "rev-parse", "--show-prefix") or "").rstrip("\n")
     yield f"git clone --no-checkout -o origin {shlex.quote(repository)} {folder} &&"
@@ -63,10 +63,10 @@ def _lines(location: Location, client: Any, run: Any, commit: str) -> Iterator[s
     yield from _patch(location, client, run)
     if project:
         yield f"cd {shlex.quote(project)} &&"
-    for key in INPUTS:
+    for key in INPUT_PATH_PARAMS:
         path = run.data.params.get(key, "")
         if path.startswith(("data/prepared/", "models/demo/base")):
-            continue  # the pipeline makes them
+            continue  # the pipeline writes these
         if _git(location.root, "cat-file", "-e", f"{commit}:./{path}") is None:
             yield f"# git does not hold {key}: copy {path} there, or `dvc pull` it"
     threads = tags.get("torch_threads")
@@ -74,31 +74,37 @@ def _lines(location: Location, client: Any, run: Any, commit: str) -> Iterator[s
 
 
 def _patch(location: Location, client: Any, run: Any) -> Iterator[str]:
-    """The notes before the kept patch, and what applies the rest of it, if there is any."""
-    if not any(file.path == PATCH for file in client.list_artifacts(run.info.run_id, "config")):
+    """The notes of the recorded patch, and the commands that apply the patch, if it has changes."""
+    if not any(
+        file.path == PATCH_ARTIFACT for file in client.list_artifacts(run.info.run_id, "config")
+    ):
         if run.data.tags.get("git.dirty") == "true":
             yield "# its uncommitted changes were not kept"
         return
     with tempfile.TemporaryDirectory() as temporary:
-        kept = Path(client.download_artifacts(run.info.run_id, PATCH, temporary)).read_bytes()
+        kept = Path(
+            client.download_artifacts(run.info.run_id, PATCH_ARTIFACT, temporary)
+        ).read_bytes()
     lines = kept.decode(errors="replace").split("\n")
-    yield from itertools.takewhile(lambda line: line.startswith(NOTE), lines)
-    if all(line.startswith(NOTE) or not line for line in lines):
+    yield from itertools.takewhile(lambda line: line.startswith(PATCH_NOTE_PREFIX), lines)
+    if all(line.startswith(PATCH_NOTE_PREFIX) or not line for line in lines):
         return
-    apply = "git apply --whitespace=nowarn"  # fails where a patch changes nothing
+    apply = "git apply --whitespace=nowarn"  # fails for a patch without changes
     artifacts = urlparse(run.info.artifact_uri)
     if artifacts.scheme == "file":
-        yield f"{apply} {shlex.quote(f'{unquote(artifacts.path)}/{PATCH}')} &&"
+        yield f"{apply} {shlex.quote(f'{unquote(artifacts.path)}/{PATCH_ARTIFACT}')} &&"
         return
     yield f"export MLFLOW_TRACKING_URI={shlex.quote(location.uri)} &&"
-    # where it lands depends on the store; the last line says it
-    download = f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {PATCH}"
+    # the path of the download depends on the store; the last line of the output has it
+    download = (
+        f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {PATCH_ARTIFACT}"
+    )
     yield f"patch=$({download} -d .git | tail -n 1) &&"
     yield f'{apply} "$patch" &&'
 
 
 def _differences(tags: dict[str, str]) -> Iterator[str]:
-    """What of the environment is another now."""
+    """Comments on versions and devices that differ from those of the run."""
     for package in ("torch", "dvc", "mlflow"):
         then, now = tags.get(f"env.{package}"), importlib.metadata.version(package)
         if then not in (None, now):

@@ -1,4 +1,4 @@
-"""What is found out about a model after its run has ended."""
+"""Adds metrics of a model to its run after the run has ended."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from simple_llama.tracking.store import Store
 
 
 def add_metrics(settings: TrackingParams, run_id: str, metrics: Mapping[str, float]) -> None:
-    """Add metrics to a run. Raises InputError where the store does not take them."""
+    """Add metrics to a run. Raises InputError where the store does not accept them."""
     location = Location.find()
     try:
         store = Store(location, settings.mlflow_experiment)
@@ -23,5 +23,5 @@ def add_metrics(settings: TrackingParams, run_id: str, metrics: Mapping[str, flo
 
 
 def _name(key: str) -> str:
-    """In MLflow letters, digits and a few marks may stand."""
+    """The metric's name, with characters that MLflow does not allow replaced by _."""
     return "".join(one if one.isalnum() or one in "_-./ " else "_" for one in key)

@@ -1,4 +1,4 @@
-"""A run as the stages see it: opened, logged to from the training loop, ended truthfully."""
+"""A run as the stages use it: a context manager that opens it and records how it ended."""
 
 import dataclasses
 import uuid
@@ -12,9 +12,16 @@ from simple_llama.errors import Terminated
 from simple_llama.params import TrackingParams
 from simple_llama.process import warn
 from simple_llama.tracking import origin
-from simple_llama.tracking.journal import Call, Hopeless, Outbox, Spool, brief, milliseconds
+from simple_llama.tracking.journal import (
+    Call,
+    Outbox,
+    Spool,
+    StoreUnusable,
+    milliseconds,
+    short_message,
+)
 from simple_llama.tracking.location import Location
-from simple_llama.tracking.store import Store, cannot_heal
+from simple_llama.tracking.store import Store, is_permanent_failure
 from simple_llama.tracking.stored_run import StoredRun
 from simple_llama.tracking.system import SystemMetrics
 
@@ -24,23 +31,23 @@ SAMPLE_INTERVAL = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a run was trained or evaluated on, for the Dataset column."""
+    """What a run was trained or evaluated on, for MLflow's column Dataset."""
 
     name: str
     digest: str
-    """Of the contents; MLflow keeps 36 characters."""
+    """A hash of the contents; MLflow keeps up to 36 characters."""
     source: str
-    """The path it was read from."""
+    """The path from which it was read."""
     counts: Mapping[str, int]
-    """Examples, tokens and the like, by name."""
+    """Name → number: examples, tokens and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What makes a run the same one again in the process that continues it."""
+    """Identifies a run for the process that continues it after an interruption."""
 
     local_id: str
-    """The id it had before the store gave it one."""
+    """An id of our own, known before MLflow assigns one."""
     started: int
     """Milliseconds since 1970."""
 
@@ -50,7 +57,7 @@ class Identity:
 
 
 class Run:
-    """One MLflow run. What it is given is sent by a thread; no method raises for MLflow's sake."""
+    """One MLflow run. A thread sends what is logged; no method raises because MLflow fails."""
 
     def __init__(self, settings: TrackingParams, opening: Call) -> None:
         self._settings = settings
@@ -63,33 +70,33 @@ class Run:
             Spool.of(self._location, settings.mlflow_experiment, opening),
             SystemMetrics(),
             sample_interval=SAMPLE_INTERVAL,
-            # a continued run goes on where its first process would now be
+            # a continued run numbers its samples as if the first process had kept running
             first_sample=int((milliseconds() - self.identity.started) / 1000 / SAMPLE_INTERVAL),
         )
         self._outbox.put(**opening)
         self._outbox.start()
 
     def _send(self, call: Call) -> None:
-        """Connect on the first call, from the thread: importing mlflow takes seconds."""
+        """Send a call. Connects at the first one, in the thread, because importing mlflow takes
+        seconds."""
         if self._stored is None:
             experiment = self._settings.mlflow_experiment
             try:
                 store = Store(self._location, experiment)
             except Exception as error:
-                if cannot_heal(error):
-                    raise Hopeless(f"{type(error).__name__}: {error}") from error
+                if is_permanent_failure(error):
+                    raise StoreUnusable(f"{type(error).__name__}: {error}") from error
                 raise
             for spool in Spool.orphans(self._location, experiment):
                 _replay(spool, StoredRun(store))
-            store.kill_the_dead()
+            store.mark_dead_runs()
             self._stored = StoredRun(store)
         self._stored.send(call)
 
     @property
     def id(self) -> str:
-        """The run's id; where the store could not be reached yet, one that evaluation_run knows.
-
-        Waits until the store has answered.
+        """The run's id in MLflow; the local id, which evaluation_run accepts too, if the store
+        could not be reached. Waits until the store has answered or failed.
         """
         self._outbox.wait()
         known = self._stored.run_id if self._stored else None
@@ -97,20 +104,21 @@ class Run:
 
     @property
     def writer_cpu_seconds(self) -> float:
-        """Processor time of the sending thread so far."""
+        """CPU time of the sending thread so far."""
         return self._outbox.cpu_seconds
 
     def log(self, step: int, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
-        """Metrics of one step: microseconds, whatever the store does.
+        """Log metrics of one step. It takes microseconds, whatever the store does.
 
-        Logged again with the same timestamp (milliseconds since 1970; None: now) they stand once.
+        timestamp: milliseconds since 1970, by default now. The same metrics with the same timestamp
+        are stored once, however often they are logged.
         """
         self._step = step
         values = ((key, float(value)) for key, value in metrics.items())
         self._outbox.points(step, values, timestamp or milliseconds())
 
     def log_final(self, metrics: Mapping[str, float], timestamp: int | None = None) -> None:
-        """Metrics of the whole run. MLflow compares those of step 0 as bars."""
+        """Log metrics of the whole run, at step 0, so that MLflow compares them as bars."""
         values = {key: float(value) for key, value in metrics.items()}
         at = timestamp or milliseconds()
         self._outbox.put("final", metrics=values, timestamp=at, step=0)
@@ -119,22 +127,23 @@ class Run:
         self._outbox.put("text", text=text, file=file)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], file: str) -> None:
-        """Put a table artifact (a .json file) in the place of what it held before."""
+        """Write a table artifact, a .json file, replacing the previous one."""
         self._outbox.put("table", rows=[dict(row) for row in rows], file=file)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into an artifact folder; returns when that is done."""
+        """Copy a file into an artifact folder. Returns when it is copied or spooled."""
         self._outbox.put("files", path=str(path.resolve()), folder=folder)
         self._outbox.wait()
 
     def log_folder(self, path: Path, folder: str | None = None) -> None:
-        """Copy what a folder holds into an artifact folder; returns when that is done."""
+        """Copy the contents of a folder into an artifact folder. Returns when it is copied or
+        spooled."""
         self.log_file(path, folder)
 
     def log_model(self, folder: Path) -> None:
-        """Copy a model folder and register it, where log_checkpoint is set.
+        """If log_checkpoint is set, copy a model folder and register the model.
 
-        What log_final and describe say after it, they say of the model too.
+        Later calls of log_final and describe apply to the model too.
         """
         if self._settings.log_checkpoint:
             self._outbox.put("model", path=str(folder.resolve()), step=self._step)
@@ -146,7 +155,7 @@ class Run:
         self._outbox.put("dataset", **values, context=context)
 
     def describe(self, text: str) -> None:
-        """What was trained on what and how it came out, for the run's Description."""
+        """Set the run's Description in MLflow."""
         self._outbox.put("describe", text=text)
 
     def tag(self, tags: Mapping[str, str]) -> None:
@@ -159,12 +168,12 @@ class Run:
 
 
 def _replay(spool: Spool, stored: StoredRun) -> None:
-    """Send what another run left. That it fails is no reason to keep this run's from the store."""
+    """Send the spool of an earlier run. A failure does not stop this run from being sent."""
     try:
         spool.replay(stored.send)
     except Exception as error:
         warn(
-            f"what an earlier run left in {spool.folder} can't be sent ({brief(error)}); "
+            f"what an earlier run left in {spool.folder} can't be sent ({short_message(error)}); "
             "the next run tries again, unless the folder is removed"
         )
 
@@ -178,7 +187,7 @@ def training_run(
     dataset: Dataset,
     identity: Identity | None = None,
 ) -> Iterator[Run]:
-    """A run for a training; identity: continue that one, which was interrupted."""
+    """The run of a training. identity: continue this interrupted run."""
     opening = {"do": "open", **_opening(params, tags), "claim": origin.process_tags()}
     if identity is not None:
         opening |= {"local_id": identity.local_id, "start_time": identity.started}
@@ -200,11 +209,11 @@ def evaluation_run(
     training_params: Mapping[str, Any] | None = None,
     dataset: Dataset | None = None,
 ) -> Iterator[Run]:
-    """Continue a training's run with its evaluation.
+    """Continue the run of a training with its evaluation.
 
-    If it already holds another evaluation, or the database lost it: a new run tagged with
-    source_run_id, to which the training's params are copied (training_params where the database
-    no longer knows them).
+    If that run already has another evaluation, or is no longer in the database, a new run is made
+    and tagged with source_run_id. The training's params are copied to it: from the database, or
+    training_params if the run is gone.
     """
     tags = tags or {}
     common = _opening(params, tags)
@@ -252,7 +261,7 @@ def _running(settings: TrackingParams, opening: Call) -> Iterator[Run]:
 
 
 def status_of(error: BaseException | None) -> tuple[str, str | None]:
-    """MLflow's status of a run that ended so, and the reason where it is not FINISHED."""
+    """MLflow's status for a run that ended with `error`, and the reason if it is not FINISHED."""
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "FINISHED", None
     if isinstance(error, KeyboardInterrupt | Terminated):

@@ -1,7 +1,7 @@
-"""One run in the store, reached through calls.
+"""Carries out the calls of a journal on one run in the MLflow store.
 
-Every public method of StoredRun is a call that a journal can hold: its arguments are JSON, and
-sending it twice leaves the store as sending it once.
+Each public method of StoredRun is a call: its arguments are JSON, and carrying it out twice has the
+same effect as once.
 """
 
 import json
@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from simple_llama.process import file_lock
-from simple_llama.tracking.journal import Call, Point, Refused
-from simple_llama.tracking.store import EVALUATION, EVALUATION_ID, LOCAL_ID, Store
+from simple_llama.tracking.journal import Call, CallRefused, Point
+from simple_llama.tracking.store import (
+    EVALUATION_ID_TAG,
+    EVALUATION_STATUS_TAG,
+    LOCAL_ID_TAG,
+    Store,
+)
 
-PARAM_LIMIT = 6000
-"""Characters of a param's value, MLflow's own limit."""
-TAG_LIMIT = 8000
-"""Characters of a tag's value, MLflow's own limit."""
+MAX_PARAM_CHARACTERS = 6000
+"""MLflow's own limit."""
+MAX_TAG_CHARACTERS = 8000
+"""MLflow's own limit."""
 _NOTE = "mlflow.note.content"
-"""The tag that the UI shows as Description."""
+"""The tag that MLflow's UI shows as Description."""
 
 
 class StoredRun:
-    """A run in the store, reached through calls."""
+    """A run in the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -35,25 +40,26 @@ class StoredRun:
     def send(self, call: Call) -> None:
         """Carry out one call.
 
-        Raises Refused where the store will never take it, anything else where it may later.
+        Raises CallRefused where the store will never accept it, any other exception where it may
+        accept it later.
         """
         arguments = {key: value for key, value in call.items() if key != "do"}
         opening = str(call["do"]).startswith("open")
         if self.run_id is None and not opening:
-            raise Refused("its run was never opened")
+            raise CallRefused("its run was never opened")
         try:
             getattr(self, call["do"])(**arguments)
         except self._store.mlflow.MlflowException as error:
-            # an experiment that was deleted can be restored
+            # opening is retried: a deleted experiment can be restored
             if not opening and error.error_code in (
                 "INVALID_PARAMETER_VALUE",
                 "RESOURCE_ALREADY_EXISTS",
                 "RESOURCE_DOES_NOT_EXIST",
             ):
-                raise Refused(str(error)) from error
+                raise CallRefused(str(error)) from error
             raise
         except (FileNotFoundError, AttributeError, TypeError, ValueError, KeyError) as error:
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise CallRefused(f"{type(error).__name__}: {error}") from error
 
     # opening
 
@@ -67,12 +73,13 @@ class StoredRun:
         claim: dict[str, str],
         params: dict[str, str],
     ) -> None:
-        """Continue the run with this local id (it gets the tags `claim` only), or create it."""
+        """Continue the run with this local id, or create it. A continued run gets only the tags
+        `claim`."""
         known = self._store.find(local_id)
         if known is not None:
             self._take(known.info.run_id, claim)
         else:
-            self._create(name, start_time, {**tags, LOCAL_ID: local_id})
+            self._create(name, start_time, {**tags, LOCAL_ID_TAG: local_id})
         self.params(params)
 
     def open_evaluation(
@@ -87,15 +94,15 @@ class StoredRun:
         params: dict[str, str],
         training_params: dict[str, str],
     ) -> None:
-        """Continue run_id with an evaluation, or open a run for it that names run_id.
+        """Continue run_id with an evaluation, or create a run for the evaluation.
 
-        A run holds one evaluation: another that begins, or a database that no longer knows the
-        run, gets a run of its own, with the training's params copied (training_params where the
-        database knows none).
+        A run has at most one evaluation. A second one, or one whose training's run is gone, gets a
+        run of its own with the tag source_run_id and a copy of the training's params
+        (training_params if the run is gone).
         """
         self.evaluation = True
-        mark = {EVALUATION: "RUNNING", EVALUATION_ID: local_id}
-        # two workers may evaluate one model at once: the first has claimed it when the next looks
+        mark = {EVALUATION_STATUS_TAG: "RUNNING", EVALUATION_ID_TAG: local_id}
+        # two workers may evaluate one model at once: the lock lets only the first claim the run
         with file_lock(self._store.location.lock):
             mine = self._store.find(local_id)
             source = self._store.find(run_id)
@@ -104,7 +111,7 @@ class StoredRun:
             if mine is not None:
                 self._take(mine.info.run_id, {**claim, **mark})
             else:
-                origins = {"source_run_id": run_id, LOCAL_ID: local_id}
+                origins = {"source_run_id": run_id, LOCAL_ID_TAG: local_id}
                 self._create(name, start_time, {**tags, **mark, **origins})
                 self.params({**(source.data.params if source else training_params), **params})
                 return
@@ -117,7 +124,7 @@ class StoredRun:
 
     def _create(self, name: str, start_time: int, tags: dict[str, str]) -> None:
         run = self._client.create_run(
-            self._store.experiment_id, start_time, _cut(tags, TAG_LIMIT), run_name=name
+            self._store.experiment_id, start_time, _cut(tags, MAX_TAG_CHARACTERS), run_name=name
         )
         self.run_id = run.info.run_id
 
@@ -128,11 +135,11 @@ class StoredRun:
         self._client.log_batch(self.run_id, metrics=[metric(*point) for point in points])
 
     def params(self, params: dict[str, str]) -> None:
-        """Params that the run lacks; one that it holds with another value, which can't be
-        overwritten, becomes the tag changed.NAME."""
+        """Add params. MLflow does not overwrite params, so one that the run has with another value
+        becomes the tag changed.NAME."""
         param = self._store.mlflow.entities.Param
         known = self._client.get_run(self.run_id).data.params
-        wanted = _cut(params, PARAM_LIMIT)
+        wanted = _cut(params, MAX_PARAM_CHARACTERS)
         entries = [param(key, value) for key, value in wanted.items() if key not in known]
         for i in range(0, len(entries), 100):
             self._client.log_batch(self.run_id, params=entries[i : i + 100])
@@ -142,11 +149,11 @@ class StoredRun:
 
     def tags(self, tags: dict[str, str], run_id: str | None = None) -> None:
         tag = self._store.mlflow.entities.RunTag
-        entries = [tag(key, value) for key, value in _cut(tags, TAG_LIMIT).items()]
+        entries = [tag(key, value) for key, value in _cut(tags, MAX_TAG_CHARACTERS).items()]
         self._client.log_batch(run_id or self.run_id, tags=entries)
 
     def text(self, text: str, file: str) -> None:
-        """A text file. Surrogates are the bytes that they stand for."""
+        """Write a text artifact. Surrogates are written as the bytes that they stand for."""
         folder, _, name = file.rpartition("/")
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary, name)
@@ -154,7 +161,7 @@ class StoredRun:
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def table(self, rows: list[dict[str, Any]], file: str) -> None:
-        """A table in the form that MLflow's Evaluation view reads."""
+        """Write a table artifact in the form that MLflow's Evaluation view reads."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         data = [[row.get(column) for column in columns] for row in rows]
         self.text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), file)
@@ -165,7 +172,7 @@ class StoredRun:
             self._client.set_tag(self.run_id, tag, json.dumps([*known, entry]))
 
     def files(self, path: str, folder: str | None) -> None:
-        """A file into an artifact folder, or what a folder holds."""
+        """Copy a file, or the contents of a folder, into an artifact folder."""
         if Path(path).is_dir():
             self._client.log_artifacts(self.run_id, path, folder)
         else:
@@ -177,18 +184,18 @@ class StoredRun:
         entities = self._store.mlflow.entities
         dataset = entities.Dataset(
             name=name,
-            digest=digest[:12],  # a column in the UI; MLflow takes at most 36
+            digest=digest[:12],  # short, as it is a column of the UI; MLflow allows 36
             source_type="local",
             source=json.dumps({"uri": source}),
             profile=json.dumps(profile),
         )
         tag = entities.InputTag("mlflow.data.context", context)
-        # MLflow fails when two runs make the same new dataset at once
+        # MLflow fails if two runs create the same dataset at once
         with file_lock(self._store.location.lock):
             self._client.log_inputs(self.run_id, [entities.DatasetInput(dataset, [tag])])
 
     def final(self, metrics: dict[str, float], timestamp: int, step: int) -> None:
-        """Metrics of the whole run, and of its model where it has logged one."""
+        """Log metrics of the whole run, and of its model if it has one."""
         metric = self._store.mlflow.entities.Metric
         model_id = self._model_id()
         values = [
@@ -198,16 +205,16 @@ class StoredRun:
         self._client.log_batch(self.run_id, metrics=values)
 
     def describe(self, text: str) -> None:
-        """The Description of the run, and of its model where it has logged one."""
+        """Set the Description of the run, and of its model if it has one."""
         self.tags({_NOTE: text})
         model_id = self._model_id()
         if model_id:
             self._describe_model(model_id, text)
 
     def model(self, path: str, step: int) -> None:
-        """A model folder as the artifact model/, in the experiment's Models and registered.
+        """Copy a model folder to the artifact model/, list it under Models and register it.
 
-        The weights are stored once, with the run: the entry under Models says where.
+        The weights are stored once, with the run. The entry under Models says where they are.
         """
         self.files(path, "model")
         run = self._client.get_run(self.run_id)
@@ -266,7 +273,7 @@ class StoredRun:
 
     def end(self, status: str, reason: str | None, end_time: int) -> None:
         if self.evaluation:
-            self.tags({EVALUATION: status})
+            self.tags({EVALUATION_STATUS_TAG: status})
         if reason is not None:
             self.tags({"failure": reason})
         elif "failure" in self._client.get_run(self.run_id).data.tags:
@@ -275,18 +282,16 @@ class StoredRun:
 
 
 def model_name(experiment: str) -> str:
-    """The registered model of an experiment; MLflow allows neither / nor : in it."""
+    """The name of an experiment's registered model; MLflow does not allow / or : in it."""
     return re.sub("[/:]", "_", experiment)
 
 
 def _has_room(run: Any, local_id: str, params: Mapping[str, str]) -> bool:
-    """Whether a run can take the evaluation: it holds none but a broken one with the same params.
-
-    (A param can't be changed once it is written.)
-    """
-    if run.data.tags.get(EVALUATION_ID) == local_id:
+    """Whether a run can take the evaluation: it has none, or an unfinished one with the same
+    params, since params cannot be overwritten."""
+    if run.data.tags.get(EVALUATION_ID_TAG) == local_id:
         return True
-    if run.data.tags.get(EVALUATION) in ("RUNNING", "FINISHED"):
+    if run.data.tags.get(EVALUATION_STATUS_TAG) in ("RUNNING", "FINISHED"):
         return False
     known = run.data.params
     return all(known.get(key, value) == value for key, value in params.items())

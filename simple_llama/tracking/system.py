@@ -1,7 +1,8 @@
-"""The machine's load under the names of MLflow's own system metrics, which its UI groups.
+"""Samples the machine's load under the names of MLflow's system metrics, which its UI groups.
 
-MLflow's monitor has a thread of its own, asks the store at each sample whether the run still
-runs, and gives nothing for a run shorter than its interval; its collectors are used without it.
+MLflow's collectors are used without MLflow's monitor. The monitor starts a thread of its own, asks
+the store at each sample whether the run is still running, and records nothing for runs shorter than
+its interval.
 """
 
 from typing import Any
@@ -16,9 +17,9 @@ class SystemMetrics:
         self._monitors: list[Any] | None = None
 
     def __call__(self) -> dict[str, float]:
-        """The load since the call before (none at the first), in the unit that each name ends in.
+        """The load since the previous call ({} at the first), in the unit at the end of each name.
 
-        Never raises: a sensor that fails is left out.
+        Never raises: a collector that fails is not used again.
         """
         if self._monitors is None:
             self._monitors = _monitors()
@@ -53,6 +54,6 @@ def _monitors() -> list[Any]:
         try:
             monitors.append(kind())
         except Exception:
-            # no GPU, no NVML, no permission: MLflow raises many types here
+            # without a GPU, NVML or permission MLflow raises exceptions of many types
             continue
     return monitors

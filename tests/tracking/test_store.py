@@ -18,7 +18,7 @@ from simple_llama.errors import InputError
 from simple_llama.params import TrackingParams
 from simple_llama.tracking import location
 from simple_llama.tracking.location import Location
-from simple_llama.tracking.relocate import COLUMNS, relocate
+from simple_llama.tracking.relocate import ARTIFACT_PATH_COLUMNS, relocate
 from simple_llama.tracking.reproduce import commands
 from simple_llama.tracking.store import check_store, import_mlflow
 
@@ -40,11 +40,11 @@ def checkout(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     # MLflow keeps stores by their URI, and a relative one would be another test's
-    monkeypatch.setattr(location, "DATABASE", f"{tmp_path.name}.db")
+    monkeypatch.setattr(location, "DATABASE_FILE", f"{tmp_path.name}.db")
     path = tmp_path.resolve() / "checkout"
     (path / ".dvc").mkdir(parents=True)
-    shutil.copy(migrated, path / location.DATABASE)
-    with closing(sqlite3.connect(path / location.DATABASE)) as connection, connection:
+    shutil.copy(migrated, path / location.DATABASE_FILE)
+    with closing(sqlite3.connect(path / location.DATABASE_FILE)) as connection, connection:
         connection.execute(
             "UPDATE experiments SET artifact_location = ?", (f"{path.as_uri()}/mlruns/Default",)
         )
@@ -100,7 +100,7 @@ def test_the_store_of_an_oddly_named_checkout_is_made(
     monkeypatch.chdir(odd)
     run = train()
     assert client().get_run(run.id).info.status == "FINISHED"
-    assert (odd / location.DATABASE).exists()
+    assert (odd / location.DATABASE_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_a_missing_driver_is_named(
 
 
 def test_check_opens_the_store(checkout: Path) -> None:
-    assert check_store(Location.find()) == str(checkout / location.DATABASE)
-    (checkout / location.DATABASE).write_text("no database")
+    assert check_store(Location.find()) == str(checkout / location.DATABASE_FILE)
+    (checkout / location.DATABASE_FILE).write_text("no database")
     with pytest.raises(InputError, match="can't open its store"):
         check_store(Location.find())
 
@@ -270,7 +270,7 @@ def paths(database: Path) -> set[str]:
     with closing(sqlite3.connect(database)) as connection:
         return {
             row[0]
-            for table, columns in COLUMNS.items()
+            for table, columns in ARTIFACT_PATH_COLUMNS.items()
             for column in columns
             for row in connection.execute(f"SELECT {column} FROM {table}")
             if row[0]
@@ -317,7 +317,7 @@ def test_relocate_mends_a_checkout_that_has_trained_since_it_was_moved(
     shutil.copytree(checkout, other)  # the old folder is there again
     monkeypatch.chdir(other)
     assert relocate()[f"{checkout}/mlruns"] > 0
-    assert not [path for path in paths(other / location.DATABASE) if str(checkout) in path]
+    assert not [path for path in paths(other / location.DATABASE_FILE) if str(checkout) in path]
 
 
 def test_relocate_compares_whole_names(checkout: Path) -> None:
@@ -329,16 +329,16 @@ def test_relocate_compares_whole_names(checkout: Path) -> None:
         "s3://bucket/mlruns/sft": "not a folder",
         "mlflow-artifacts:/mlruns/sft": "a server's",
     }
-    with closing(sqlite3.connect(checkout / location.DATABASE)) as connection, connection:
+    with closing(sqlite3.connect(checkout / location.DATABASE_FILE)) as connection, connection:
         for i, place in enumerate(valid, 100):
             connection.execute(
                 "INSERT INTO experiments (experiment_id, name, artifact_location, "
                 "lifecycle_stage) VALUES (?, ?, ?, 'active')",
                 (i, str(i), place),
             )
-    before = paths(checkout / location.DATABASE)
+    before = paths(checkout / location.DATABASE_FILE)
     assert relocate() == {}
-    assert paths(checkout / location.DATABASE) == before >= set(valid)
+    assert paths(checkout / location.DATABASE_FILE) == before >= set(valid)
 
 
 def test_the_commands_of_a_project_within_a_repository_lead_to_its_folder(

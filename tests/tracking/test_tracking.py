@@ -20,7 +20,7 @@ from simple_llama.errors import Terminated, terminated_by_signal
 from simple_llama.params import TrackingParams
 from simple_llama.process import main_root, process_start_time
 from simple_llama.tracking import journal, origin, run, store
-from simple_llama.tracking.journal import Call, Outbox, Refused, Spool
+from simple_llama.tracking.journal import Call, CallRefused, Outbox, Spool
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.run import status_of
 from simple_llama.tracking.stored_run import StoredRun
@@ -206,7 +206,7 @@ def test_outputs_of_the_stages_do_not_make_a_checkout_dirty(root: Path) -> None:
 
 def test_a_large_patch_is_cut_and_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed(root)
-    monkeypatch.setattr(origin, "DIFF_LIMIT", 50)
+    monkeypatch.setattr(origin, "MAX_PATCH_CHARACTERS", 50)
     (root / "params.yaml").write_text("max_lr: 2\n" * 100)
     assert origin.uncommitted_changes().startswith("# cut: the whole patch has ")
 
@@ -320,7 +320,7 @@ def test_a_refused_call_is_named_and_does_not_stop_the_others(
 
     def send(call: Call) -> None:
         if call["do"] == "params":
-            raise Refused("max_lr was 1")
+            raise CallRefused("max_lr was 1")
         sent.append(call["do"])
 
     spool.replay(send)
@@ -373,7 +373,7 @@ def test_logging_does_not_wait_for_the_store(root: Path) -> None:
     answer.set()
     box.close({"do": "end"})
     assert [call["do"] for call in sent] == ["open", "points", "points", "points", "end"]
-    assert max(len(call["points"]) for call in sent[1:4]) <= journal.BATCH
+    assert max(len(call["points"]) for call in sent[1:4]) <= journal.MAX_POINTS_PER_REQUEST
     assert [p[3] for call in sent[1:4] for p in call["points"]] == list(range(2500))
 
 
