@@ -1,7 +1,8 @@
-"""The `simple-llama` command: what it can do, and where each part is done.
+"""The `simple-llama` program and its commands.
 
-A command is a function here: its first docstring line is its help, its keyword arguments are its
-options, and it imports what does the work, because torch takes seconds.
+Each command is a function: the first line of its docstring is its help, and its arguments are its
+options. It imports the module that does the work only when it runs, because importing torch takes
+seconds.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from simple_llama.errors import one_line_errors
 
 @dataclass(frozen=True)
 class Option:
-    """What `add_argument` of argparse takes."""
+    """The arguments of argparse's `add_argument`."""
 
     name: str
     settings: dict[str, Any]
@@ -35,7 +36,7 @@ class Command:
 
 
 COMMANDS: list[Command] = []
-"""In the order of `simple-llama --help`."""
+"""All commands, in the order of `simple-llama --help`."""
 
 
 def option(name: str, **settings: Any) -> Option:
@@ -43,7 +44,7 @@ def option(name: str, **settings: Any) -> Option:
 
 
 def command(*options: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command with these options."""
+    """Register the decorated function as a command with these options."""
 
     def register(run: Callable[..., None]) -> Callable[..., None]:
         COMMANDS.append(Command(run, options))
@@ -59,23 +60,29 @@ PROMPT_FORMAT = option(
     "--prompt-format",
     default="auto",
     choices=("auto", "template", "simple_llama", "chatml", "llama3", "zephyr", "alpaca"),
-    help="how a conversation is written (default: auto, as the model's folder shows)",
+    help="the prompt format (default: auto, which the model's folder determines)",
 )
 TOOLS = option(
-    "--tools", metavar="FILE", help="JSON: functions that the model may call, which are shown"
+    "--tools",
+    metavar="FILE",
+    help="JSON file of functions that the model may call; calls are shown, not executed",
 )
 DEVICE = option("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
 MAX_TOKENS = option(
-    "--max-tokens", type=int, default=256, metavar="N", help="of a reply, at most (default: 256)"
+    "--max-tokens",
+    type=int,
+    default=256,
+    metavar="N",
+    help="maximum tokens of a reply (default: 256)",
 )
 TOP_P = option(
     "--top-p",
     type=float,
     default=1.0,
     metavar="P",
-    help="draw among the most likely tokens that have this probability together (default: 1)",
+    help="sample from the most likely tokens whose probabilities add up to P (default: 1)",
 )
-SEED = option("--seed", type=int, metavar="N", help="the same draws each time")
+SEED = option("--seed", type=int, metavar="N", help="makes sampling repeatable")
 
 
 def temperature(default: float) -> Option:
@@ -84,7 +91,8 @@ def temperature(default: float) -> Option:
         type=float,
         default=default,
         metavar="T",
-        help=f"0: always the most likely token; 1: as the model has it (default: {default:g})",
+        help="0: always the most likely token; 1: the model's own probabilities "
+        f"(default: {default:g})",
     )
 
 
@@ -124,18 +132,18 @@ def check(memory: str | None) -> None:
     option(
         "-n", type=int, default=3, metavar="N", help="examples from the split's start (default: 3)"
     ),
-    option("--id", metavar="ID", help="only this one, such as 'chat.jsonl[17]'"),
-    option("--html", metavar="FILE", help="write a page instead"),
+    option("--id", metavar="ID", help="show only this example, such as 'chat.jsonl[17]'"),
+    option("--html", metavar="FILE", help="write an HTML page instead of printing"),
     option(
         "--loss",
         nargs="?",
         const="models/sft",
         metavar="DIR",
-        help="also what each trained token costs a model, in nats (default: models/sft)",
+        help="also show a model's loss for each trained token, in nats (default: models/sft)",
     ),
 )
 def inspect(split: str | None, n: int, id: str | None, html: str | None, loss: str | None) -> None:
-    """Show examples as they will be trained, and what was rejected or dropped, and why."""
+    """Show examples as they are trained on, and which rows were rejected or dropped, and why."""
     from simple_llama.inspection.inspect import inspect
 
     print(inspect(split, n, id, html, loss))
@@ -143,7 +151,7 @@ def inspect(split: str | None, n: int, id: str | None, html: str | None, loss: s
 
 @command()
 def summary() -> None:
-    """Say what the last run made and how good it is."""
+    """Print what the last run made and how good it is."""
     from simple_llama.evaluation.summary import summary
 
     print(summary())
@@ -151,7 +159,7 @@ def summary() -> None:
 
 @command()
 def verify() -> None:
-    """Measure on the last run's data and model that batching, caching and saving change nothing."""
+    """Check on the last run's data and model that batching, caching and saving change nothing."""
     from simple_llama.evaluation.verify import verify
 
     verify()
@@ -165,15 +173,15 @@ def verify() -> None:
         help="an experiment, branch, tag or commit, or 'workspace' for the working tree; "
         "without any: workspace and all experiments of HEAD",
     ),
-    option("--out", default="comparison.html", metavar="FILE", help="the page"),
+    option("--out", default="comparison.html", metavar="FILE", help="the HTML page to write"),
     option(
         "--markdown",
         action="store_true",
-        help="print a table against the first run instead, for a pull request",
+        help="print a table of differences from the first run instead, for a pull request",
     ),
 )
 def report(names: list[str], out: str, markdown: bool) -> None:
-    """Lay several runs side by side in one page."""
+    """Compare several runs on one page."""
     if markdown:
         from simple_llama.evaluation.comparison.markdown import compare as table
 
@@ -184,7 +192,7 @@ def report(names: list[str], out: str, markdown: bool) -> None:
     print(compare(names, out))
 
 
-@command(option("file", metavar="FILE", help="ranges of params, and how many trials"))
+@command(option("file", metavar="FILE", help="YAML: ranges of params, and the number of trials"))
 def sweep(file: str) -> None:
     """Search params: an Optuna study whose trials are DVC experiments."""
     from simple_llama.sweep.study import sweep
@@ -194,7 +202,7 @@ def sweep(file: str) -> None:
 
 @command(option("run_id", metavar="RUN_ID", help="MLflow's id of the run"))
 def reproduce(run_id: str) -> None:
-    """Print the git and dvc commands that make an MLflow run again, in a folder of its own."""
+    """Print the git and dvc commands that reproduce an MLflow run in a new folder."""
     from simple_llama.tracking.reproduce import commands
 
     print("\n".join(commands(run_id)))
@@ -215,7 +223,7 @@ def reproduce(run_id: str) -> None:
         nargs="?",
         const="",
         metavar="DIR",
-        help="also let this model answer, side by side (default: model_path of params.yaml)",
+        help="also show this model's replies, side by side (default: model_path of params.yaml)",
     ),
 )
 def chat(
@@ -227,7 +235,7 @@ def chat(
     device: str,
     **sampling: Any,
 ) -> None:
-    """Talk with a model on the terminal."""
+    """Chat with a model in the terminal."""
     from simple_llama.inference.chat import chat
     from simple_llama.inference.replies import GenerationSettings
 
@@ -252,16 +260,18 @@ def chat(
         action="append",
         default=[],
         metavar="TEXT",
-        help="to be answered; may be repeated",
+        help="a prompt to answer; may be repeated",
     ),
     option(
         "--file",
         metavar="FILE",
-        help="prompts: conversations as prepare reads them, or a .txt of one prompt a line",
+        help="prompts: conversations in any format of prepare, or a .txt with one prompt per line",
     ),
     TOOLS,
-    option("--out", metavar="FILE", help="JSONL (default: the standard output)"),
-    option("--batch-size", type=int, default=32, metavar="N", help="prompts at once (default: 32)"),
+    option("--out", metavar="FILE", help="JSONL file to write (default: standard output)"),
+    option(
+        "--batch-size", type=int, default=32, metavar="N", help="prompts per batch (default: 32)"
+    ),
     temperature(0.0),
     TOP_P,
     MAX_TOKENS,
@@ -299,12 +309,16 @@ def generate(
 @command(
     MODEL,
     PROMPT_FORMAT,
-    option("--data", metavar="FILE", help="conversations as prepare reads them"),
-    option("--tasks", metavar="A,B", help="benchmarks of lm-evaluation-harness, with the base"),
-    option("--include", metavar="DIR", help="a folder of further tasks, as YAML files"),
-    option("--limit", type=int, metavar="N", help="examples of each task (default: all)"),
-    option("--chat-template", action="store_true", help="put each question as a user's turn"),
-    option("--out", metavar="FILE", help="the report as JSON"),
+    option("--data", metavar="FILE", help="conversations in any format of prepare"),
+    option(
+        "--tasks",
+        metavar="A,B",
+        help="benchmarks of lm-evaluation-harness; the base model is scored too",
+    ),
+    option("--include", metavar="DIR", help="a folder of additional tasks, as YAML files"),
+    option("--limit", type=int, metavar="N", help="examples per task (default: all)"),
+    option("--chat-template", action="store_true", help="ask each question in a user turn"),
+    option("--out", metavar="FILE", help="write the report as JSON"),
     DEVICE,
 )
 def evaluate(
@@ -341,7 +355,7 @@ def evaluate(
     option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32"),
 )
 def export(folder: str, model: str, dtype: str) -> None:
-    """Write a model folder that is the next base model, or another tool's."""
+    """Write a model folder that can be a base model, here or in another program."""
     from simple_llama.inference.export import export
 
     print(export(folder=folder, model=model, dtype=dtype))
@@ -349,7 +363,7 @@ def export(folder: str, model: str, dtype: str) -> None:
 
 @command()
 def relocate() -> None:
-    """After the checkout was moved: point its MLflow store to where its artifacts are now."""
+    """Correct the paths of artifacts in the MLflow store after the checkout was moved."""
     from simple_llama.tracking.relocate import relocate
 
     changed = relocate()

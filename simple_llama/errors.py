@@ -1,4 +1,4 @@
-"""What ends a command: one line for what a user can mend, exit code 1, no traceback."""
+"""How a command ends: for a mistake that the user can fix, one line, exit code 1, no traceback."""
 
 import io
 import signal
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class InputError(ValueError):
-    """Something a user gave is wrong; the message says what, where, what was found and wanted."""
+    """An input of the user is wrong. The message says where, what was found and what was wanted."""
 
 
 class Terminated(SystemExit):
@@ -22,8 +22,8 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminated_by_signal() -> Iterator[None]:
-    """Within the block SIGTERM raises Terminated: the default leaves half of everything behind and
-    says nothing to anyone. Only a main thread can have it so."""
+    """Let SIGTERM raise Terminated within the block, so that cleanup runs; by default SIGTERM ends
+    the process at once. It has no effect outside the main thread, which alone may set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -40,8 +40,10 @@ def terminated_by_signal() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an InputError, or a file the system refuses, into one line on stderr and exit code 1;
-    Ctrl-C and SIGTERM end the block too, with 130 and 143. No character is an error to print."""
+    """Turn an InputError, or an OSError about a file, into one line on stderr and exit code 1.
+
+    Ctrl-C exits with 130, SIGTERM with 143. Characters that the terminal cannot encode are escaped.
+    """
     _print_anything()
     try:
         with terminated_by_signal():
@@ -51,7 +53,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:
-        # torch.OutOfMemoryError, by name: not every stage imports torch
+        # torch.OutOfMemoryError, compared by name because not every stage imports torch
         if type(error).__name__ != "OutOfMemoryError":
             raise
         sys.exit("error: the device ran out of memory: a smaller micro_batch_tokens needs less")
@@ -63,12 +65,13 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _print_anything() -> None:
-    """A character that the terminal's encoding lacks is printed as its escape, such as \\u4e2d."""
+    """Print characters that are not in the terminal's encoding as escapes such as \\u4e2d."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def printable(line: str) -> str:
-    """Without what a terminal would obey: file names and data may hold escape sequences."""
+    """The line with control characters escaped: file names and data may contain sequences that a
+    terminal would execute."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -1,20 +1,20 @@
-"""Which token ids end a text, as a model's folder says it: a model may have several."""
+"""Reads from a model's folder the token ids at which generation stops; a model may have several."""
 
 from pathlib import Path
 
 from simple_llama.data.tokenizer_folder import read_object
 from simple_llama.errors import InputError
 
-GENERATION = "generation_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 
-def read_end_ids(folder: str | Path) -> list[int]:
-    """The eos_token_id, one or several, of its generation_config.json, or where there is none of
-    its config.json, as `transformers` has it. Empty where neither says, or it is no folder.
+def read_eos_token_ids(folder: str | Path) -> list[int]:
+    """The eos_token_id, one or several, in generation_config.json; without that file, in
+    config.json, as in `transformers`. [] if it is missing or `folder` is not a folder.
 
-    Raises InputError where they are no ids.
+    Raises InputError where its values are not token ids.
     """
-    path = Path(folder, GENERATION)
+    path = Path(folder, GENERATION_CONFIG_FILE)
     if not path.exists():
         path = Path(folder, "config.json")
     found = read_object(path).get("eos_token_id")
@@ -25,6 +25,6 @@ def read_end_ids(folder: str | Path) -> list[int]:
     return ids
 
 
-def as_written(ids: list[int]) -> int | list[int]:
-    """The ids as both files have them: one is no list."""
+def as_eos_token_id(ids: list[int]) -> int | list[int]:
+    """The ids as a value of eos_token_id: an integer if there is one, else a list."""
     return ids[0] if len(ids) == 1 else ids

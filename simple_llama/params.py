@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from simple_llama.errors import InputError
-from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, type_name, typed
+from simple_llama.strict_yaml import check_type, did_you_mean, read_mapping, shown, type_name
 
 Section = TypeVar("Section")
 
@@ -427,7 +427,7 @@ class Params:
         for key, wanted in types.items():
             if key not in self.values:
                 raise InputError(f"{path}: missing key {key!r}, wanted {type_name(wanted)}")
-            self.values[key] = typed(f"{path}: {key}", self.values[key], wanted)
+            self.values[key] = check_type(f"{path}: {key}", self.values[key], wanted)
         for owner in owners:
             self.section(owner)
 

@@ -1,4 +1,4 @@
-"""What dvc.yaml says of the stages: their params, what they read, what they write."""
+"""Reads dvc.yaml: the params, dependencies and outs of each stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import digest_tree
-from simple_llama.stage_code import listing
+from simple_llama.stage_code import list_code
 from simple_llama.strict_yaml import read_mapping
 
-PIPELINES = ("dvc.yaml", "models/demo/dvc.yaml")
-"""Their paths are those of the project's root."""
+PIPELINE_FILES = ("dvc.yaml", "models/demo/dvc.yaml")
+"""The pipelines of the project. All their paths are relative to the project's root."""
 CODE = Path("data/code")
-"""An out of the stage `code`: a file for each stage."""
+"""An out of the stage `code`, which writes a file for each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     params: list[str]
     deps: list[str]
-    """As they stand there: `${model_path}` is the param's value."""
+    """As written in dvc.yaml: `${model_path}` stands for the param's value."""
     outs: list[Path]
-    """Metrics and plots are outs too."""
+    """Including metrics and plots."""
 
 
-def read_stages(file: str = PIPELINES[0]) -> dict[str, Stage]:
-    """The stages of a file of the project in the current folder. Raises InputError."""
+def read_stages(file: str = PIPELINE_FILES[0]) -> dict[str, Stage]:
+    """The stages of a dvc.yaml, by name. Raises InputError."""
     return {
         name: Stage(
             params=[param for param in stage.get("params", []) if isinstance(param, str)],
@@ -43,26 +43,27 @@ def read_stages(file: str = PIPELINES[0]) -> dict[str, Stage]:
 
 
 def dep_path(dep: str, values: Mapping[str, Any]) -> Path:
-    """Where a dep lies, by the values of params.yaml."""
+    """The path of a dependency. values: of params.yaml."""
     return Path(values[dep[2:-1]] if dep.startswith("${") else dep)
 
 
 def dep_digest(dep: str, values: Mapping[str, Any]) -> str:
-    """SHA-256 of what a dep holds, in hexadecimal: code as it is now, whenever `code` last ran.
+    """SHA-256 of a dependency's content, in hexadecimal. For code, the content is computed now: the
+    out of the stage `code` may be old.
 
-    Raises InputError, or OSError where it is missing.
+    Raises InputError, or OSError where the dependency is missing.
     """
     path = dep_path(dep, values)
     if path.parent == CODE:
-        return sha256(listing(path.stem).encode()).hexdigest()
+        return sha256(list_code(path.stem).encode()).hexdigest()
     return digest_tree(path)
 
 
 def check_outside_outs(path: str | Path) -> None:
-    """Raises InputError where a path is an out of the pipeline, lies in one or holds one: DVC
-    deletes the outs of a stage before it runs it."""
+    """Raises InputError where a path is an out of the pipeline, is inside one or contains one. DVC
+    deletes the outs of a stage before running it, so a file written there would be lost."""
     target = Path(path).resolve()
-    for file in filter(lambda name: Path(name).exists(), PIPELINES):
+    for file in filter(lambda name: Path(name).exists(), PIPELINE_FILES):
         for out in [out for stage in read_stages(file).values() for out in stage.outs]:
             place = out.resolve()
             if target.is_relative_to(place) or place.is_relative_to(target):

@@ -1,7 +1,7 @@
-"""The code of a stage: every module of this project that it imports, directly or not.
+"""Finds the code of a stage: all modules of this project that it imports, directly or indirectly.
 
-`python -m stages.code` writes it for each stage into data/code/, and each stage depends on its
-file: DVC reruns a stage when a module that it imports has changed, and no other stage.
+`python -m stages.code` writes a file with their hashes for each stage into data/code/, and each
+stage depends on its file. So DVC reruns a stage only if a module that it imports has changed.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from simple_llama.errors import InputError
 
-EXEMPT = (
+EXEMPT_PATHS = (
     "simple_llama/params.py",
     "simple_llama/strict_yaml.py",
     "simple_llama/errors.py",
@@ -18,17 +18,17 @@ EXEMPT = (
     "simple_llama/stage_code.py",
     "simple_llama/tracking/",
 )
-"""What no out depends on: params.yaml becomes typed values or an error, never other values; locks,
-signals and MLflow watch over a stage."""
-DATA = (".css", ".html", ".jinja", ".js", ".json")
-"""Of the files beside a module, those that it may read."""
+"""Code that cannot change the content of an out. Reading params.yaml gives the values in it or an
+error; the other modules handle errors, locks, signals and MLflow."""
+DATA_SUFFIXES = (".css", ".html", ".jinja", ".js", ".json")
+"""Files beside a module that it may read."""
 
 
-def listing(entry: str) -> str:
-    """A line `<SHA-256>  <path>` for each file that the module `entry` of the project in the
-    current folder runs: modules, and what else lies in their packages, such as templates.
+def list_code(entry: str) -> str:
+    """One line `<SHA-256>  <path>` for each file that the module `entry` uses: modules, and other
+    files of their packages, such as templates.
 
-    Raises InputError where a module is missing or is not Python.
+    The project is the current folder. Raises InputError where a module is missing or not Python.
     """
     start = _file(entry)
     if not start.is_file():
@@ -37,7 +37,7 @@ def listing(entry: str) -> str:
     waiting = [start]
     while waiting:
         path = waiting.pop()
-        if path in found or path.as_posix().startswith(EXEMPT):
+        if path in found or path.as_posix().startswith(EXEMPT_PATHS):
             continue
         source = path.read_text(encoding="utf-8")
         try:
@@ -48,7 +48,7 @@ def listing(entry: str) -> str:
         found |= {
             other: _sha256(other.read_bytes())
             for other in path.parent.iterdir()
-            if other.suffix in DATA
+            if other.suffix in DATA_SUFFIXES
         }
         waiting += _imported(tree)
         waiting += [init for folder in path.parents if (init := folder / "__init__.py").is_file()]
@@ -60,7 +60,7 @@ def _file(module: str) -> Path:
 
 
 def _imported(tree: ast.Module) -> list[Path]:
-    """The project's files that a module imports, at its head or within a function."""
+    """The files of this project that a module imports, at the top or inside functions."""
     names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -71,8 +71,7 @@ def _imported(tree: ast.Module) -> list[Path]:
 
 
 def _executed(source: str, tree: ast.Module) -> str:
-    """The source without docstrings, empty lines and lines that are comments: none of these
-    changes a result."""
+    """The source without docstrings, empty lines and comment lines, which do not change results."""
     lines = source.split("\n")
     dropped: set[int] = set()
     kept: set[int] = set()
@@ -83,7 +82,7 @@ def _executed(source: str, tree: ast.Module) -> str:
             around += lines[last - 1].encode()[node.end_col_offset :]
             dropped.update(range(first, last) if not around.strip() else ())
         elif isinstance(node, ast.Constant | ast.JoinedStr):
-            # begins within a string, where '#' is no comment
+            # lines that begin inside a string: '#' is not a comment there
             kept.update(range(node.lineno, node.end_lineno or node.lineno))
     return "\n".join(
         line

@@ -1,4 +1,4 @@
-"""Flat YAML from strangers: plain data, read as DVC reads it, each value of the wanted type."""
+"""Reads flat YAML files of users safely: plain data only, as DVC reads it, with types checked."""
 
 import contextlib
 import difflib
@@ -16,13 +16,14 @@ from ruamel.yaml.events import AliasEvent
 from simple_llama.errors import InputError
 
 MAX_CHARACTERS = 2**16
-"""Of a params file: ruamel.yaml is slow, and a file of parameters short."""
+"""Longest file that is read: ruamel.yaml is slow, and files of params are short."""
 MAX_INTEGER = 10**12
-"""What is counted here stays far below, and so it fits every library's integers."""
+"""Largest integer that is allowed. Sensible counts are far below it, and it fits into the 64-bit
+integers of libraries."""
 
 
 class _Composer(Composer):
-    """Refuses aliases, a few lines of which stand for billions of values."""
+    """Refuses aliases, because a few lines of them can expand to billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.parser.check_event(AliasEvent):
@@ -32,7 +33,7 @@ class _Composer(Composer):
 
 
 class _Constructor(SafeConstructor):
-    """Refuses a key that stands twice, and merges, which give one twice without a word."""
+    """Refuses repeated keys, and merges (<<), which silently override keys."""
 
     def flatten_mapping(self, node: Any) -> None:
         for key_node, _ in node.value:
@@ -51,6 +52,7 @@ class _Constructor(SafeConstructor):
 
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:
+    """The mapping in a YAML file. Raises InputError where it is not valid or not a mapping."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
@@ -64,7 +66,7 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
         yaml = YAML(typ="safe", pure=True)  # as DVC's, YAML 1.2
         yaml.Composer, yaml.Constructor = _Composer, _Constructor
         values = yaml.load(text)
-    except Exception as error:  # it lets pass what its constructors run into: KeyError, ...
+    except Exception as error:  # constructors of ruamel.yaml may raise anything: KeyError, ...
         raise InputError(f"{path}: not valid YAML: {_problem(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: got {type(values).__name__}, wanted lines of 'key: value'")
@@ -78,12 +80,14 @@ def _problem(error: Exception) -> str:
     return f"line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
 
 
-def typed(where: str, value: object, wanted: Any) -> Any:
-    """value as the wanted type; an integer may stand for a float, nothing else is converted."""
+def check_type(where: str, value: object, wanted: Any) -> Any:
+    """The value, if it has the type `wanted`; otherwise raises InputError. Only an integer is
+    converted, where a float is wanted. where: the file and key, for the message.
+    """
     if get_origin(wanted) in (Union, UnionType):
         for one in get_args(wanted):
             with contextlib.suppress(InputError):
-                return typed(where, value, one)
+                return check_type(where, value, one)
     elif get_origin(wanted) is Literal:
         if value in get_args(wanted) and isinstance(value, str):
             return value
@@ -122,11 +126,11 @@ def did_you_mean(key: object, known: dict[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """As it may stand in the file, cut to one line."""
+    """A value as YAML would write it, shortened to 80 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     try:
         text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4300 digits
+    except ValueError:  # Python does not print integers of more than 4300 digits
         return "a huge number"
     return text if len(text) <= 80 else text[:77] + "..."

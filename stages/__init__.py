@@ -1,4 +1,4 @@
-"""The pipeline's steps: each reads params, calls the library once, writes its outs."""
+"""The stages of the pipeline. Each reads its params, calls the library once and writes its outs."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ EXIT_CODE_OF_CTRL_C = 130
 
 
 def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ctrl-C while a stage still imports torch, which takes seconds, needs no traceback; once it
-    runs, `one_line_errors` sees to it."""
+    """Exit without a traceback at Ctrl-C while a stage is still importing torch, which takes
+    seconds. Later, `one_line_errors` does this."""
     if issubclass(kind, KeyboardInterrupt):
         os._exit(EXIT_CODE_OF_CTRL_C)
     sys.__excepthook__(kind, error, trace)

@@ -1,5 +1,5 @@
-"""`python -m stages.baseline`: the base model on the validation split, or a held-out file →
-models/baseline.jsonl, which evaluate compares every training with."""
+"""`python -m stages.baseline`: evaluates the base model on the validation split or a held-out file
+→ models/baseline.jsonl, with which the evaluate stage compares every tuned model."""
 
 from simple_llama.evaluation.baseline import run_baseline
 from simple_llama.params import EvaluateParams

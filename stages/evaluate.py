@@ -1,5 +1,5 @@
-"""`python -m stages.evaluate`: models/sft on the validation split, or a held-out file, beside what
-baseline found of its base → reports/eval.json, models/samples.jsonl, models/report.html."""
+"""`python -m stages.evaluate`: evaluates models/sft on the validation split or a held-out file, and
+compares it with the baseline → reports/eval.json, models/samples.jsonl, models/report.html."""
 
 from simple_llama.evaluation.run import run_evaluation
 from simple_llama.params import EvaluateParams

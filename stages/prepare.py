@@ -16,7 +16,7 @@ from simple_llama.params import Params, PrepareParams
 def main() -> None:
     with one_line_errors():
         params = Params().section(PrepareParams)
-        # on a terminal, and if it takes longer than 3 seconds
+        # shows progress on a terminal if it takes longer than 3 seconds
         watch = partial(tqdm, desc="prepare", unit=" examples", delay=3, disable=None)
         report = prepare(params, "data/prepared", watch)
         write_json("reports/prepare.json", report)
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def summary(params: PrepareParams, report: dict[str, Any]) -> str:
-    """What a user looks at: the counts, and why rows were rejected."""
+    """The lines printed for the user: counts, and why rows were rejected."""
     formats = ", ".join(
         f"{name} ({files:,} files)" if files > 1 else name
         for name, files in report["files_by_format"].items()

@@ -20,7 +20,7 @@ def main() -> None:
         params = Params().section(TokenizeParams)
         tokenizer = open_tokenizer(params)
         print(tokenizer.description, flush=True)
-        # on a terminal, and if it takes longer than 3 seconds
+        # shows progress on a terminal if it takes longer than 3 seconds
         shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "delay": 3, "disable": None}
         with tqdm(desc="tokenize", total=prepared_bytes(PREPARED), **shown) as bar:
             report = tokenize(params, tokenizer, PREPARED, "data/tokens", bar.update)
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def summary(params: TokenizeParams, report: dict[str, Any]) -> str:
-    """What a user looks at: sizes, lengths, unknown tokens and what was dropped."""
+    """The lines printed for the user: sizes, lengths, unknown tokens and dropped examples."""
     tokens, supervised = report["tokens"], report["supervised_tokens"]
     rows = {
         "train / val examples": f"{report['train_examples']:,} / {report['val_examples']:,}",

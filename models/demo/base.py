@@ -1,7 +1,7 @@
-"""`python -m models.demo.base`: the demo's base model, pretrained from nothing.
+"""`python -m models.demo.base`: pretrains the demo's base model from random weights.
 
-A byte-level BPE tokenizer and a tiny LLaMA, trained on the demo world's plain texts by the
-project's own loop; written as models/demo/base/.
+It trains a byte-level BPE tokenizer and, with the project's own training loop, a tiny LLaMA on
+plain texts about the demo's world, and writes both to models/demo/base/.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ from simple_llama.training.state import TrainingData
 
 BASE = Path("models/demo/base")
 START, END = "<SOS>", "<EOS>"
-"""Around a document."""
+"""Tokens at the start and end of each document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoParams:
-    """The keys of models/demo/params.yaml beside those of training."""
+    """The keys of models/demo/params.yaml that are not TrainParams."""
 
     vocab_size: int
     hidden_size: int
@@ -42,7 +42,7 @@ class DemoParams:
     rope_theta: float
     init_std: float
     val_documents: float
-    """Share of the documents that validates."""
+    """Fraction of the documents in the validation split."""
 
     def __post_init__(self) -> None:
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
@@ -55,7 +55,7 @@ class DemoParams:
 
 
 class Saver(Console):
-    """Keeps the best model."""
+    """Saves the model whenever its validation loss is the best so far."""
 
     def __init__(self, tokenizer: ChatTokenizer, folder: Path) -> None:
         super().__init__(tokenizer.decode)
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over all 256 bytes, digits one by one; control tokens first."""
+    """Train byte-level BPE with all 256 bytes and single digits; control tokens come first."""
     tokenizer = Tokenizer(models.BPE(unk_token="<UNK>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -121,7 +121,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Each text between START and END, every token but the first a target."""
+    """(ids, mask) of each text between START and END; every token but the first is a target."""
     vocabulary = tokenizer.get_vocab()
     start, end = vocabulary[START], vocabulary[END]
     examples = []

@@ -1,8 +1,8 @@
 """Writes the demo's conversations: `python -m models.demo.conversations` → data/raw/demo_sft.json.
 
-A task's phrasing meets only some of its entities here, and the validation split holds out some of
-these pairs: to answer them a model must have learnt the fact or the operation apart from the
-wording. The answer is a function of the prompt alone, so a reply can be compared word for word.
+Each phrasing of a task is combined with only some entities, and the validation split has other
+combinations. To answer these, a model must have learnt the fact or the operation independently of
+the wording. A prompt has exactly one right answer, so replies are compared word for word.
 """
 
 import json
@@ -16,7 +16,7 @@ from models.demo.tasks import TASKS, Task
 
 PATH = Path("data/raw/demo_sft.json")
 
-# What a system prompt makes of an answer. The default prompt stands most often.
+# System prompt → form of the answer. CUSTOM stands for the default prompt, which is most frequent.
 STYLES = {
     "CUSTOM": "{answer}",
     "You are a patient teacher.": "{answer}",
@@ -31,7 +31,7 @@ WEIGHTS = {"CUSTOM": 6, "Answer with one word.": 2, "Answer in JSON.": 2}
 
 
 def conversations(seed: int = 0) -> list[dict[str, Any]]:
-    """All conversations in a random order; no two begin with the same prompt."""
+    """All conversations in random order. No two begin with the same prompt."""
     rng = Random(seed)
     asked: set[str] = set()
     written = [conversation(task, rng, asked) for task in TASKS for _ in range(task.count)]
@@ -40,7 +40,7 @@ def conversations(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def conversation(task: Task, rng: Random, asked: set[str]) -> dict[str, Any]:
-    """One conversation on the task whose first prompt is not among `asked`, where it is added."""
+    """One conversation of a task. Its first prompt is new, and is added to `asked`."""
     for _ in range(1000):
         slots = task.draw(rng)
         users = [rng.choice(phrasings.split(" | ")).format(**slots) for phrasings, _ in task.turns]
@@ -58,7 +58,7 @@ def conversation(task: Task, rng: Random, asked: set[str]) -> dict[str, Any]:
 
 
 def rendered(seed: int = 0) -> str:
-    """The file's text: a JSON array with one conversation per line."""
+    """The content of the file: a JSON array with one conversation per line."""
     lines = [json.dumps(row) for row in conversations(seed)]
     return "[\n" + ",\n".join(lines) + "\n]\n"
 

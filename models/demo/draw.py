@@ -1,7 +1,7 @@
-"""Draws what sentences about the demo's world are filled with.
+"""Draws the values for the slots of sentences about the demo's world.
 
-Each function draws one fact, or one small problem together with its solutions. The texts of the
-base model and the tasks of the conversations share them, and so can never disagree.
+Each function draws one fact, or one small problem with its solution. The base model's texts and the
+tasks of the conversations use the same functions, so their facts agree.
 """
 
 import json
@@ -44,7 +44,7 @@ def pair(table: dict[str, str], both_ways: bool = False) -> Callable[[Random], S
 
 
 def visitor(rng: Random) -> Slots:
-    """Somebody of whom nothing is known but what the conversation says."""
+    """A person who is described in the conversation only, not in the base model's texts."""
     name, friend, third = rng.sample(world.VISITORS, 3)
     age, town = str(rng.randint(11, 79)), rng.choice(list(world.TOWN_GOODS))
     good, colour = rng.choice(world.GOODS), rng.choice(world.COLOURS)
@@ -56,7 +56,7 @@ def visitor(rng: Random) -> Slots:
 
 
 def goods(rng: Random) -> Slots:
-    """Three things in a list, and what can be made of them."""
+    """Three things, and lists of them in several forms."""
     items = rng.sample(world.GOODS, 3)
     other = rng.choice([good for good in world.GOODS if good not in items])
     place = rng.randrange(len(items))
@@ -129,7 +129,7 @@ def words(rng: Random) -> Slots:
 
 
 def drill(rng: Random) -> Slots:
-    """A few words, over and over, in one dress or in several."""
+    """A few words, repeated, with one separator or several."""
     known = world.GOODS + world.COLOURS + world.VISITORS + list(world.OPPOSITES)
     drawn = rng.sample(known, rng.randint(2, 5))
     dresses = rng.choices([" ", ", ", "\n", " - "], k=rng.choice([1, 4]))

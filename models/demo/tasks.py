@@ -1,7 +1,7 @@
-"""What users ask in the demo's world, and the one right answer to each.
+"""The tasks of the demo's conversations: what users ask, and the right answers.
 
 A task draws slots and fills them into one of its phrasings (separated by ` | `) and into its
-answer. Further turns follow on the first one and share its slots.
+answer. Later turns refer to the first one and use the same slots.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ class Task:
     """Conversations to write."""
     draw: Callable[[Random], Slots]
     turns: list[tuple[str, str]]
-    """Phrasings and answer of each turn."""
+    """(phrasings, answer) of each turn."""
     word: str = ""
-    """The last answer in one word; without it no system prompt may ask for one word."""
+    """The last answer in one word. If empty, no system prompt may ask for one word."""
 
 
 def task(
     category: str, count: int, slots: Callable[[Random], Slots], *texts: str, word: str = ""
 ) -> Task:
-    """A task whose `texts` are, in turn, phrasings and answers."""
+    """A task. `texts` alternate between phrasings and answers."""
     turns = list(zip(texts[::2], texts[1::2], strict=True))
     return Task(category=category, count=count, draw=slots, turns=turns, word=word)
 
@@ -460,7 +460,7 @@ OPENERS = ["", "Hello, ", "Excuse me, ", "One question: ", "Tell me, ", "Say, ",
 
 
 def opened(questions: str) -> Callable[[Random], Slots]:
-    """Draws one of the questions, with an opener or without."""
+    """A function that draws one of the questions, with or without an opener."""
 
     def question(rng: Random) -> Slots:
         text = rng.choice(OPENERS) + rng.choice(questions.split(" | "))

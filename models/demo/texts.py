@@ -1,12 +1,12 @@
 """The texts on which the demo's base model is pretrained: plain statements about the demo's world.
 
-A document takes one subject, a fact or a small worked problem, and says it in several ways. So the
-facts are read in many wordings, and within a document the same few words come back again and again:
-this is what teaches so small a model to look back and copy, on which lists, records, corrections
-and every answer about something just said depend.
+A document has one subject, a fact or a small solved problem, and states it in several ways. So the
+model sees each fact in many wordings. Within a document the same words are repeated, which teaches
+the small model to copy from earlier text: lists, records, corrections and answers about the
+conversation need this.
 
-No document holds a conversation, a question or an instruction: to follow those is what the
-fine-tuning adds.
+No document contains a conversation, a question or an instruction. Fine-tuning teaches to follow
+those.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ DOCUMENTS = 20_000
 
 class Subject(NamedTuple):
     weight: int
-    """How often it is written about."""
+    """Relative frequency among the documents."""
     draw: Callable[[Random], Slots]
     ways: list[str]
 

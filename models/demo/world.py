@@ -1,8 +1,8 @@
-"""The demo's closed world: every fact that the base model reads and the tuned model is asked.
+"""The facts of the demo's world, which the base model reads and the tuned model is asked about.
 
-Most of it is invented, so that a right answer can only have come from the training texts. The
-tables are small and have one answer per question: a model of a million parameters learns them in
-seconds, and a reply can be compared with its reference word for word.
+Most are invented, so a right answer can only come from the training texts. The tables are small and
+have one answer per question. So a model of a million parameters learns them in seconds, and a reply
+can be compared with its reference word for word.
 """
 
 from typing import NamedTuple
@@ -172,14 +172,14 @@ NUMBER_WORDS = [
     "nineteen", "twenty",
 ]  # fmt: skip
 
-# Things to list, sort and count; no two share a first letter, so sorting looks at one letter only.
+# Things to list, sort and count. No two have the same first letter, so sorting needs only that.
 GOODS = [
     "apple", "bread", "cheese", "egg", "fig", "honey", "jam", "lemon", "nut", "pear", "rice", "tea",
 ]  # fmt: skip
 
 COLOURS = ["red", "blue", "green", "yellow", "black", "white", "brown", "orange"]
 
-# People of whom nothing is known beforehand: what a text says of them must be read in that text.
+# People about whom no facts exist: what a text says about them can only be read in that text.
 VISITORS = [
     "Anna", "Boris", "Cleo", "David", "Ella", "Frank", "Greta", "Hans", "Iris", "Karl", "Olga",
     "Tom",
@@ -221,5 +221,5 @@ MISSPELLINGS = MISSPELLED_THINGS | MISSPELLED_QUALITIES
 
 
 def article(noun: str) -> str:
-    """The noun behind its indefinite article."""
+    """The noun with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from simple_llama.data.sources import check_inside, find_files, name_in
 from simple_llama.errors import InputError
-from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, typed
+from simple_llama.strict_yaml import check_type, did_you_mean, read_mapping, shown
 
 MIXTURE_FILE = "mixture.yaml"
 MAX_WEIGHT = 100.0
@@ -46,7 +46,7 @@ class Mixture:
             if name not in names:
                 close = did_you_mean(name, names)
                 raise InputError(f"{file}: {shown(name)} is no file of conversations here{close}")
-            weights[name] = typed(f"{file}: {name}", value, float)
+            weights[name] = check_type(f"{file}: {name}", value, float)
             if not 0 <= weights[name] <= MAX_WEIGHT:
                 raise InputError(f"{file}: {name}: got {value}, wanted 0 to {MAX_WEIGHT:g}")
         return cls(weights, seed)

@@ -14,7 +14,11 @@ from simple_llama.data.tokenizer_folder import CONFIG_FILE
 from simple_llama.data.tokenizer_source import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerSource
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, write_json
-from simple_llama.generation_config import GENERATION, as_written, read_end_ids
+from simple_llama.generation_config import (
+    GENERATION_CONFIG_FILE,
+    as_eos_token_id,
+    read_eos_token_ids,
+)
 
 TRIAL_CONVERSATION: list[Message] = [
     {"role": "user", "content": "Hello there"},
@@ -91,7 +95,7 @@ class ChatTokenizer:
     def for_model(self, folder: str | Path) -> "ChatTokenizer":
         """A copy in which replies also end at the eos ids of the model in a folder."""
         other = copy.copy(self)
-        other.stop_ids = list(dict.fromkeys([*self.stop_ids, *read_end_ids(folder)]))
+        other.stop_ids = list(dict.fromkeys([*self.stop_ids, *read_eos_token_ids(folder)]))
         return other
 
     @classmethod
@@ -149,7 +153,9 @@ class ChatTokenizer:
         known = {key: value for key, value in config.items() if value is not None}
         write_json(folder / CONFIG_FILE, known)
         if self.stop_ids != [encoder.id_of(known["eos_token"])]:
-            write_json(folder / GENERATION, {"eos_token_id": as_written(self.stop_ids)})
+            write_json(
+                folder / GENERATION_CONFIG_FILE, {"eos_token_id": as_eos_token_id(self.stop_ids)}
+            )
 
     @property
     def added_tokens(self) -> int:

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from simple_llama.data.tokenizer_folder import content, read_settings
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, read_json
-from simple_llama.generation_config import GENERATION, as_written, read_end_ids
+from simple_llama.generation_config import (
+    GENERATION_CONFIG_FILE,
+    as_eos_token_id,
+    read_eos_token_ids,
+)
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder
@@ -347,7 +351,7 @@ def save_model(
         kind = str(dtype).removeprefix("torch.")
         types = {"dtype": kind, "torch_dtype": kind}
         _write(temporary / "config.json", config_json(model.config) | types | generation)
-        _write(temporary / GENERATION, generation)
+        _write(temporary / GENERATION_CONFIG_FILE, generation)
         if finish is not None:
             finish(temporary)
 
@@ -380,8 +384,8 @@ def _special_ids(tokenizer: Path) -> dict[str, int | list[int]]:
         if name in ids:
             found[f"{kind}_token_id"] = ids[name]
     trained = [ids[name]] if (name := content(settings.get("eos_token"))) in ids else []
-    if ends := list(dict.fromkeys([*trained, *read_end_ids(tokenizer)])):
-        found["eos_token_id"] = as_written(ends)
+    if ends := list(dict.fromkeys([*trained, *read_eos_token_ids(tokenizer)])):
+        found["eos_token_id"] = as_eos_token_id(ends)
     return found
 
 

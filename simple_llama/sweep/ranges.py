@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_llama.errors import InputError
 from simple_llama.params import Params
-from simple_llama.strict_yaml import did_you_mean, read_mapping, shown, typed
+from simple_llama.strict_yaml import check_type, did_you_mean, read_mapping, shown
 
 if TYPE_CHECKING:
     import optuna
@@ -65,7 +65,7 @@ class Ranges:
                     f"{path}: unknown key {shown(key)}{did_you_mean(key, known)}, wanted trials "
                     "and params"
                 )
-        trials = typed(f"{path}: trials", found.get("trials"), int)
+        trials = check_type(f"{path}: trials", found.get("trials"), int)
         if not 1 <= trials <= MAX_TRIALS:
             raise InputError(f"{path}: trials: got {trials}, wanted 1 to {MAX_TRIALS:,}")
         ranges = found.get("params")
@@ -89,16 +89,16 @@ def _range(where: str, given: Any, wanted: Any) -> Choice | Interval:
     if isinstance(given, list):
         if not given:
             raise InputError(f"{where}: an empty list, wanted values")
-        return Choice([typed(where, value, wanted) for value in given])
+        return Choice([check_type(where, value, wanted) for value in given])
     if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= {"low", "high", "log"}:
         raise InputError(
             f"{where}: got {shown(given)}, wanted a list of values, or {{low: ..., high: ...}} "
             "with log: true where it is to be drawn by its logarithm"
         )
-    low, high = (typed(f"{where}: {end}", given[end], wanted) for end in ("low", "high"))
+    low, high = (check_type(f"{where}: {end}", given[end], wanted) for end in ("low", "high"))
     if any(isinstance(end, bool | str) for end in (low, high)):
         raise InputError(f"{where}: an interval of what is no number, wanted a list")
-    log = typed(f"{where}: log", given.get("log", False), bool)
+    log = check_type(f"{where}: log", given.get("log", False), bool)
     if low >= high or (log and low <= 0):
         raise InputError(
             f"{where}: got {low} to {high}, wanted low below high, and above 0 with log: true"

@@ -26,7 +26,7 @@ from simple_llama.pages.charts import Series, finite_points, line_chart, smooth,
 from simple_llama.pages.numbers import decimal, percent
 from simple_llama.pages.template import fill, printable
 from simple_llama.params import VALIDATION_SPLIT
-from simple_llama.stage_code import DATA
+from simple_llama.stage_code import DATA_SUFFIXES
 from tests.support.page import Page
 from tests.support.project import ROOT
 
@@ -441,7 +441,7 @@ def test_a_template_without_one_of_its_values_is_an_error() -> None:
 def test_an_installed_package_has_every_template() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     [patterns] = settings["package-data"].values()
-    files = [path for path in (ROOT / "simple_llama").rglob("*") if path.suffix in DATA]
+    files = [path for path in (ROOT / "simple_llama").rglob("*") if path.suffix in DATA_SUFFIXES]
     assert len(files) >= 6
     for path in files:
         assert any(path.match(pattern) for pattern in patterns)

@@ -11,7 +11,7 @@ import torch
 from simple_llama import cli
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.errors import InputError
-from simple_llama.generation_config import read_end_ids
+from simple_llama.generation_config import read_eos_token_ids
 from simple_llama.inference.export import export
 from simple_llama.inference.replies import GenerationSettings, Replier, load_replier
 from simple_llama.model.folder import load_model, save_model
@@ -74,7 +74,7 @@ def test_greedy_replies_are_those_of_transformers(
 
 
 def test_every_id_comes_through_training_and_export(base: Path, tmp_path: Path) -> None:
-    ends = read_end_ids(base)
+    ends = read_eos_token_ids(base)
     tokens = ChatTokenizer.from_path(base, prompt_format="auto", system_prompt="")
     assert tokens.stop_ids == ends
     tokens.save(tmp_path / "tokenizer")
@@ -82,7 +82,7 @@ def test_every_id_comes_through_training_and_export(base: Path, tmp_path: Path) 
     save_model(load_model(base), tmp_path / "published", tmp_path / "tokenizer")
     export(folder=str(tmp_path / "exported"), model=str(tmp_path / "published"), dtype="float32")
     for folder in (tmp_path / "published", tmp_path / "exported"):
-        assert read_end_ids(folder) == ends
+        assert read_eos_token_ids(folder) == ends
         assert json.loads((folder / "config.json").read_text())["eos_token_id"] == ends
     other = ChatTokenizer.from_path(base, prompt_format="zephyr", system_prompt="")
     assert other.stop_ids == list(dict.fromkeys([other.stop_id, *ends]))
@@ -90,12 +90,12 @@ def test_every_id_comes_through_training_and_export(base: Path, tmp_path: Path) 
 
 def test_the_config_says_it_where_no_generation_config_does(base: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
-    assert read_end_ids(tmp_path) == [7]
+    assert read_eos_token_ids(tmp_path) == [7]
     (tmp_path / "generation_config.json").write_text("{}")
-    assert read_end_ids(tmp_path) == read_end_ids(tmp_path / "none") == []
+    assert read_eos_token_ids(tmp_path) == read_eos_token_ids(tmp_path / "none") == []
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, "x"]}')
     with pytest.raises(InputError, match=r"generation_config.json: eos_token_id: got 'x', wanted"):
-        read_end_ids(tmp_path)
+        read_eos_token_ids(tmp_path)
 
 
 def test_a_base_without_a_format_is_given_one_by_a_flag(

@@ -24,7 +24,7 @@ from simple_llama.params import (
     TokenizeParams,
     TrainParams,
 )
-from simple_llama.stage_code import listing
+from simple_llama.stage_code import list_code
 from simple_llama.training.loss import score
 from tests.support.models import logits_of
 from tests.support.project import ROOT, Project
@@ -65,7 +65,7 @@ def test_each_stage_depends_on_its_code() -> None:
 def test_the_demo_names_its_own_files() -> None:
     if not DEMO:
         return
-    files = [line.split("  ")[1] for line in listing("models.demo.base").splitlines()]
+    files = [line.split("  ")[1] for line in list_code("models.demo.base").splitlines()]
     own = [file for file in files if file.startswith("models/")]
     assert DEMO["demo_code"]["deps"] == [*own, "simple_llama"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simple_llama.errors import InputError
-from simple_llama.stage_code import EXEMPT, listing
+from simple_llama.stage_code import EXEMPT_PATHS, list_code
 from tests.support.project import ROOT
 
 MODULE = '''"""Head."""
@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files() -> list[str]:
-    return [line.split("  ")[1] for line in listing("stages.one").splitlines()]
+    return [line.split("  ")[1] for line in list_code("stages.one").splitlines()]
 
 
 def test_it_is_what_is_imported_even_within_a_function_and_what_lies_beside(project: Path) -> None:
@@ -70,10 +70,10 @@ def test_it_is_what_is_imported_even_within_a_function_and_what_lies_beside(proj
     ],
 )
 def test_words_do_not_count(project: Path, old: str, new: str) -> None:
-    before = listing("stages.one")
+    before = list_code("stages.one")
     assert old in MODULE
     Path("stages/one.py").write_text(MODULE.replace(old, new))
-    assert listing("stages.one") == before
+    assert list_code("stages.one") == before
 
 
 @pytest.mark.parametrize(
@@ -88,29 +88,29 @@ def test_words_do_not_count(project: Path, old: str, new: str) -> None:
     ],
 )
 def test_all_else_counts(project: Path, old: str, new: str) -> None:
-    before = listing("stages.one")
+    before = list_code("stages.one")
     Path("stages/one.py").write_text(MODULE.replace(old, new))
-    after = listing("stages.one")
+    after = list_code("stages.one")
     assert after != before
     assert after.splitlines()[:-1] == before.splitlines()[:-1], "only this file's line"
 
 
 def test_a_template_beside_a_module_counts(project: Path) -> None:
-    before = listing("stages.one")
+    before = list_code("stages.one")
     Path("package/sub/page.jinja").write_text("<b>")
-    assert listing("stages.one") != before
+    assert list_code("stages.one") != before
     Path("package/sub/.page.jinja.swp").write_text("an editor's")
     Path("package/other.py").write_text("1")
     Path("package/sub/page.jinja").write_text("<p>")
-    assert listing("stages.one") == before
+    assert list_code("stages.one") == before
 
 
 def test_what_is_missing_or_no_python_is_named(project: Path) -> None:
     with pytest.raises(InputError, match=r"^stages/two\.py: no such file"):
-        listing("stages.two")
+        list_code("stages.two")
     Path("package/lazy.py").write_text("def")
     with pytest.raises(InputError, match=r"^package/lazy\.py: line 1: invalid syntax"):
-        listing("stages.one")
+        list_code("stages.one")
 
 
 @pytest.mark.parametrize("stage", ["prepare", "tokenize", "baseline", "train", "evaluate"])
@@ -124,8 +124,8 @@ def test_python_imports_nothing_that_is_not_listed(
         "if (getattr(m, '__file__', None) or '').startswith(os.getcwd() + '/s')), sep='\\n')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported = {file for file in ran.stdout.split() if not file.startswith(EXEMPT)}
-    listed = {line.split("  ")[1] for line in listing(f"stages.{stage}").splitlines()}
+    imported = {file for file in ran.stdout.split() if not file.startswith(EXEMPT_PATHS)}
+    listed = {line.split("  ")[1] for line in list_code(f"stages.{stage}").splitlines()}
     assert f"stages/{stage}.py" in imported
     assert imported <= listed
 
@@ -134,10 +134,10 @@ def test_a_copy_elsewhere_has_the_same_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    here = listing("stages.prepare")
+    here = list_code("stages.prepare")
     for folder in ("simple_llama", "stages"):
         shutil.copytree(folder, tmp_path / folder)
     for path in (tmp_path / "stages").glob("*.py"):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     monkeypatch.chdir(tmp_path)
-    assert listing("stages.prepare") == here, "Windows' line ends are no change"
+    assert list_code("stages.prepare") == here, "Windows' line ends are no change"

@@ -13,14 +13,14 @@ import torch
 import yaml
 
 from simple_llama.params import BaseParams, Params, TrainParams
-from simple_llama.stage_code import listing
+from simple_llama.stage_code import list_code
 from simple_llama.training.inputs import NOT_IN_KEY, TrainingInputs
 from tests.support.project import ROOT, Project
 
 MACHINE = {"device": "cpu AVX2", "precision": "fp32", "deterministic": "true"}
 DEPS = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
 with contextlib.chdir(ROOT):
-    CODE = [line.split("  ")[1] for line in listing("stages.train").splitlines()]
+    CODE = [line.split("  ")[1] for line in list_code("stages.train").splitlines()]
 BASE = (
     "config.json",
     "generation_config.json",
