@@ -35,9 +35,9 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     by_weight = {"left out": report["left_out"], "repeated": report["repeated"]}
     rows |= {f"{what} by {MIXTURE_FILE}": times for what, times in by_weight.items() if times}
     if report["untrained"]:
-        rows["not to be trained"] = report["untrained"]
+        rows["excluded by own flags"] = report["untrained"]
     if "preference" in report["files_by_format"]:
-        lines.append("  of each preference pair the chosen side is trained")
+        lines.append("  preference pairs: the chosen reply is trained, the rejected one is dropped")
     if unread := [name for name in unread_files(params.ft_json_path) if name != MIXTURE_FILE]:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         lines.append(f"  files that are not read: {printable(', '.join(unread[:5]))}{more}")
@@ -48,7 +48,7 @@ def summary(params: PrepareParams, report: dict[str, Any]) -> str:
     lines += [f"  {name:<26}{number:>12,}" for name, number in rows.items()]
     like = report["val_prompts_like_train"]
     lines.append(
-        f"  {like:.1%} of val prompts, at most, are train prompts with other digits or names"
+        f"  at most {like:.1%} of val prompts equal a train prompt but for digits and names"
     )
     if report["rejected"]:
         lines.append("  each rejected row, with its reason: data/prepared/rejected.jsonl")

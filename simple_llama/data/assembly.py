@@ -180,7 +180,7 @@ def _mismatch(text: str, before: int) -> str:
     return (
         f"the tokenizer makes other ids of {_shown(text[max(0, before - 20) : before])} when "
         f"{_shown(text[before:])} follows: wanted another prompt_format; the prompt of "
-        "simple_llama ends in a control token and goes with every tokenizer"
+        "simple_llama ends in a control token and works with every tokenizer"
     )
 
 

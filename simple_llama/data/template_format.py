@@ -15,9 +15,11 @@ becomes an example of its own, which ends with it.
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any, Literal
 
 from simple_llama.data.control_marks import ControlTokens, MarkedMessages
+from simple_llama.data.foreign_template import FIXED_DATE
 from simple_llama.data.prompt_formats import (
     NO_TOOLS,
     Control,
@@ -62,7 +64,7 @@ class TemplateFormat:
         self.tokens, self.stop = self._traits.tokens, self._traits.stop
         self.notes = self._traits.notes()
         if "strftime_now" in source.template:
-            self.notes.append("its date is always the same")
+            self.notes.append(f"its date is always {date(*FIXED_DATE):%d %B %Y}")
         self.shows_calls = self._traits.shows_calls
         """Whether the template writes tools, tool calls and their results."""
         self.hidden_keys = frozenset(() if self._traits.shows_thoughts else ("reasoning_content",))

@@ -85,11 +85,11 @@ class TemplateTraits:
     def notes(self) -> list[str]:
         """Lines for the user about what the template does not write."""
         notes = {
-            "it shows no system prompt, which stands before the first message": self.shows_system,
+            "it shows no system prompt, so it is put before the first message": self.shows_system,
             "it shows no tool calls": self.shows_calls,
-            "it shows no thoughts": self.shows_thoughts,
-            "it leaves out what a reply's text has between <think> tags": self.keeps_tags,
-            "it writes earlier replies in other words, so each is an example of its own": (
+            "it shows no reasoning": self.shows_thoughts,
+            "it leaves out text between <think> tags in a reply": self.keeps_tags,
+            "it rewrites earlier replies, so each reply is an example of its own": (
                 not self.rewrites
             ),
         }

@@ -82,11 +82,11 @@ def with_folder_tokens(
 def _of_decoder(folder: Path, config: dict[str, Any]) -> Iterable[tuple[int, "AddedToken"]]:
     decoder = config.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
-        raise InputError(f"{folder / CONFIG_FILE}: 'added_tokens_decoder' is no object")
+        raise InputError(f"{folder / CONFIG_FILE}: 'added_tokens_decoder' is not an object")
     for token_id, value in decoder.items():
         if not str(token_id).isdecimal() or content(value) is None:
             raise InputError(
-                f"{folder / CONFIG_FILE}: added_tokens_decoder: {token_id!r} is no id of a token"
+                f"{folder / CONFIG_FILE}: added_tokens_decoder: {token_id!r} is not a token id"
             )
         yield int(token_id), _token(value, special=False)
 

@@ -54,7 +54,7 @@ class Location:
         _, found, rest = told.partition("://")
         if kind not in DATABASE_SCHEMES or not found:
             raise InputError(
-                f"MLFLOW_TRACKING_URI: {told!r} is no store that runs can be kept in, wanted "
+                f"MLFLOW_TRACKING_URI: {told!r} is not a store that MLflow supports, wanted "
                 "sqlite:///FILE, postgresql://..., http://... or nothing"
             )
         if kind != "sqlite":

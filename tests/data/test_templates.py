@@ -104,7 +104,7 @@ def test_of_a_template_that_drops_earlier_thoughts_each_reply_is_an_example(
 ) -> None:
     """With what the model really sees before it."""
     chat = chats["qwen3"]
-    assert "it writes earlier replies in other words" in chat.description
+    assert "it rewrites earlier replies" in chat.description
     conversation = turns("q", "<think>\nso\n</think>\n\na1", "q2", "<think>\nhm\n</think>\n\na2")
     batch = chat.encode_batch([turns("x", "y"), conversation], "all_replies")
     assert batch.rows.tolist() == [0, 1, 1]
@@ -182,10 +182,10 @@ def test_auto_follows_generation_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        ("{{ m.content.split('</think>')[-1].strip() }}", "leaves out what a reply's text has"),
+        ("{{ m.content.split('</think>')[-1].strip() }}", "leaves out text between <think> tags"),
         (
             "{{ m.content if loop.last else m.content.split('</think>')[-1].strip() }}",
-            "writes earlier replies in other words",
+            "rewrites earlier replies",
         ),
     ],
 )

@@ -174,9 +174,9 @@ def test_a_special_token_beyond_the_models_embeddings_is_left_out(tmp_path: Path
     [
         (ADDED, [], "added_tokens.json: got list, wanted an object"),
         (NAMED, 3, "special_tokens_map.json: got int, wanted an object"),
-        (CONFIG, {"added_tokens_decoder": []}, "'added_tokens_decoder' is no object"),
-        (CONFIG, {"added_tokens_decoder": {"x": token("a")}}, "'x' is no id of a token"),
-        (CONFIG, {"added_tokens_decoder": {"5": {}}}, "'5' is no id of a token"),
+        (CONFIG, {"added_tokens_decoder": []}, "'added_tokens_decoder' is not an object"),
+        (CONFIG, {"added_tokens_decoder": {"x": token("a")}}, "'x' is not a token id"),
+        (CONFIG, {"added_tokens_decoder": {"5": {}}}, "'5' is not a token id"),
     ],
 )
 def test_a_file_that_holds_something_else_is_named(

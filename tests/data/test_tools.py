@@ -281,7 +281,7 @@ def test_thoughts_are_trained_where_the_template_shows_them(
         assert ids.tolist() == whole[: len(ids)] and not chat.hidden_keys(messages)
         for name in ("llama3", "smollm3"):
             assert chats[name].hidden_keys(messages) == {"reasoning_content"}
-            assert "it shows no thoughts" in chats[name].description
+            assert "it shows no reasoning" in chats[name].description
 
 
 def test_a_row_tells_its_template_whether_to_think(chats: dict[str, ChatTokenizer]) -> None:

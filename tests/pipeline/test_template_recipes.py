@@ -191,7 +191,7 @@ def test_smollm3_with_thoughts_on_and_off(tmp_path: Path) -> None:
     project = make(tmp_path, "smollm3", "smollm3", no_rope_layer_interval=2)
     write(project, "thoughts.jsonl", thought_rows())
     said = carry_out(project, "SmolLM3 with thoughts on and off", max_seq_len=512)
-    assert "its date is always the same" in said
+    assert "its date is always 26 July 2024" in said
     assert "not_shown" not in project.json("reports/tokenize.json")
     chat = ChatTokenizer.from_folder(project.root / "models/sft")
     tokens = Tokens.read(project.root / "data/tokens/train.safetensors")
