@@ -1,4 +1,4 @@
-"""Reads values of a row by type. Each function raises RowError that names what was found."""
+"""Reads values of a row by type. Raises RowError, which names what was found instead."""
 
 import json
 import math
@@ -23,6 +23,7 @@ def texts_of(row: dict[str, Any], key: str) -> list[str]:
 
 
 def text_of(row: dict[str, Any], key: str) -> str:
+    """The text under a key."""
     if key not in row:
         raise RowError("wrong shape", f"no {key!r}")
     value = row[key]
@@ -32,10 +33,12 @@ def text_of(row: dict[str, Any], key: str) -> str:
 
 
 def optional_text(row: dict[str, Any], key: str) -> str | None:
+    """The text under a key; None if it is absent or null."""
     return None if row.get(key) is None else text_of(row, key)
 
 
 def check_object(value: Any, where: str) -> None:
+    """Raises RowError where a value is not a JSON object. where: its location, for the message."""
     if isinstance(value, RepeatedKey):
         raise RowError("repeated key", f"{where}: key {shown(value.key)} stands twice")
     if not isinstance(value, dict):
@@ -43,16 +46,19 @@ def check_object(value: Any, where: str) -> None:
 
 
 def keys_of(row: dict[str, Any]) -> str:
+    """The first keys of a row, for messages."""
     return f"keys {', '.join(shown(key) for key in list(row)[:6]) or 'none'}"
 
 
 def shown(value: Any) -> str:
+    """A value for messages: text in quotes, shortened; of others the type."""
     if not isinstance(value, str):
         return type_of(value)
     return repr(value) if len(value) <= 40 else f"{value[:37]!r}..."
 
 
 def type_of(value: Any) -> str:
+    """The JSON type of a value, for messages."""
     names = {dict: "an object", RepeatedKey: "an object", list: "a list", str: "text"}
     if value is None or isinstance(value, bool):
         return json.dumps(value)

@@ -608,7 +608,7 @@ def test_statuses_are_true(database: Path, client: Any) -> None:
 
 KILLED = """
 import os, signal, sys
-import tests.test_tracking as t
+import tests.tracking.test_tracking as t
 with t.train() as run:
     import mlflow.telemetry
     run.log(1, {"loss": 1.0})
