@@ -1,4 +1,4 @@
-"""`simple-llama check`: what can be wrong with params.yaml, said before anything heavy runs."""
+"""`simple-llama check`: finds mistakes in params.yaml before a long run starts."""
 
 import re
 from pathlib import Path
@@ -15,25 +15,29 @@ from simple_llama.params import (
 )
 from simple_llama.process import LOCKS, main_root, try_lock
 
-DEMO = Path("models/demo/base")
-"""Made by a stage of its own, so it may be absent before the first run."""
+DEMO_BASE = Path("models/demo/base")
+"""A stage makes it, so it may not exist before the first run."""
 DEMO_STAGE = Path("models/demo/dvc.yaml")
 SIZES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
 def check(memory: str | None = None) -> str:
-    """What was found to be right, for a person. memory: of an imagined device, '24GB'. Raises
-    InputError where something is wrong."""
+    """Check the params, paths, base model, device and store; returns lines for the user.
+
+    memory: plan for a device with this memory, such as '24GB'. Raises InputError where something is
+    wrong.
+    """
     room = None if memory is None else read_size(memory)
     params = Params()
     with try_lock(main_root() / LOCKS / "check.lock"):
-        pass  # raises where there are no locks
+        pass  # raises InputError if the file system does not support locks
     train = params.section(TrainParams)
     data = params.section(PrepareParams).ft_json_path
     _check_exists("ft_json_path", data)
     base = params.section(BaseParams).model_path
     tokens = params.section(TokenizeParams)
-    demo = Path(base).is_relative_to(DEMO) and Path(tokens.tokenizer_path).is_relative_to(DEMO)
+    paths = Path(base), Path(tokens.tokenizer_path)
+    demo = all(path.is_relative_to(DEMO_BASE) for path in paths)
     tokenizer = [] if demo else [_check_base(base, tokens, train.lora_rank)]
     evaluation = params.section(EvaluateParams)
     if not evaluation.on_validation_split:
@@ -66,7 +70,9 @@ def check(memory: str | None = None) -> str:
 
 
 def read_size(text: str) -> int:
-    """Bytes of '24GB' (10^9) or '24GiB' (2^30), of MB and MiB likewise. Raises InputError."""
+    """The bytes of a size such as '24GB' (10^9 each) or '24GiB' (2^30 each); also MB and MiB.
+
+    Raises InputError where it is not a size."""
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([MG]i?B)", text, re.ASCII)
     count = float(found[1]) * SIZES[found[2]] if found else 0
     if not count:
@@ -83,8 +89,11 @@ def _check_exists(key: str, path: str) -> None:
 
 
 def _check_base(base: str, params: TokenizeParams, lora_rank: int) -> str:
-    """What the tokenizer is used with; the base model has the weights of its config, and an
-    embedding for each id it came with; for adapters, a trained one for each control token."""
+    """Check the base model; returns the description of the tokenizer.
+
+    Its weights must match its config, and each id of its tokenizer must have an embedding. With
+    adapters, each control token must have a trained embedding, because LoRA does not train them.
+    """
     from simple_llama.data.encoding import open_tokenizer
     from simple_llama.model.folder import check_fits, check_token_rows, check_weights
 

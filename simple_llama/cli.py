@@ -116,7 +116,7 @@ def main() -> None:
     option(
         "--memory",
         metavar="SIZE",
-        help="say what fits a device with so much, 24GB or 24GiB, not this machine's: a GPU, "
+        help="plan for a device with this memory (24GB or 24GiB) instead of this machine's: a GPU, "
         "unless params.yaml names a device",
     )
 )
