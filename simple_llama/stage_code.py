@@ -6,6 +6,7 @@ stage depends on its file. So DVC reruns a stage only if a module that it import
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from simple_llama.errors import InputError
@@ -44,7 +45,7 @@ def list_code(entry: str) -> str:
             tree = ast.parse(source)
         except SyntaxError as error:
             raise InputError(f"{path}: line {error.lineno}: {error.msg}") from None
-        found[path] = _sha256(_executed(source, tree).encode())
+        found[path] = _sha256(_executed(source, tree))
         found |= {
             other: _sha256(other.read_bytes())
             for other in path.parent.iterdir()
@@ -70,30 +71,61 @@ def _imported(tree: ast.Module) -> list[Path]:
     return [path for path in map(_file, names) if path.is_file()]
 
 
-def _executed(source: str, tree: ast.Module) -> str:
-    """The source without docstrings, empty lines and comment lines, which do not change results."""
-    lines = source.split("\n")
-    dropped: set[int] = set()
-    kept: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and _is_text(node.value):
-            first, last = node.lineno - 1, node.end_lineno or node.lineno
-            around = lines[first].encode()[: node.col_offset]
-            around += lines[last - 1].encode()[node.end_col_offset :]
-            dropped.update(range(first, last) if not around.strip() else ())
-        elif isinstance(node, ast.Constant | ast.JoinedStr):
-            # lines that begin inside a string: '#' is not a comment there
-            kept.update(range(node.lineno, node.end_lineno or node.lineno))
-    return "\n".join(
-        line
-        for number, line in enumerate(lines)
-        if number not in dropped
-        and (number in kept or not (line.strip() == "" or line.lstrip().startswith("#")))
+def _executed(source: str, tree: ast.Module) -> bytes:
+    """The source without docstrings, comments and empty lines: none of these changes a result."""
+    lines = source.encode().split(b"\n")
+    strings: dict[int, list[tuple[int, int]]] = {}
+    docstrings: set[int] = set()
+    for node in _nodes(tree):
+        if _is_text(node):
+            for number, begin, end in _spans(node, lines):
+                strings.setdefault(number, []).append((begin, end))
+        elif isinstance(node, ast.Expr) and _is_text(node.value):
+            spans = [*_spans(node, lines)]
+            if not any(
+                lines[n][:begin].strip() or lines[n][end:].strip() for n, begin, end in spans
+            ):
+                docstrings.update(number for number, _, _ in spans)
+    kept = []
+    for number, line in enumerate(lines):
+        found = strings.get(number, [])
+        code = _without_comment(line, found)
+        within = any(begin == 0 for begin, _ in found)  # an empty line of a string counts
+        if number not in docstrings and (code.strip() or within):
+            kept.append(code)
+    return b"\n".join(kept)
+
+
+def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
+    """All but those within f-strings, whose places differ between Python's versions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.JoinedStr):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
     )
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _spans(node: ast.AST, lines: list[bytes]) -> Iterator[tuple[int, int, int]]:
+    """Of each line of a node: its index, and where in it the node begins and ends, in bytes."""
+    first, last = node.lineno - 1, node.end_lineno - 1  # type: ignore[attr-defined]
+    for number in range(first, last + 1):
+        begin = node.col_offset if number == first else 0  # type: ignore[attr-defined]
+        end = node.end_col_offset if number == last else len(lines[number])  # type: ignore[attr-defined]
+        yield number, begin, end
+
+
+def _without_comment(line: bytes, strings: list[tuple[int, int]]) -> bytes:
+    place = line.find(b"#")
+    while place >= 0 and any(begin <= place < end for begin, end in strings):
+        place = line.find(b"#", place + 1)
+    return line if place < 0 else line[:place].rstrip()
 
 
 def _sha256(content: bytes) -> str:

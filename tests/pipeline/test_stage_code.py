@@ -25,7 +25,8 @@ def f(x: int) -> int:
     """Doc."""
     from package import lazy
 
-    return lazy.g(x) + LIMIT  # said beside
+    name = f"é#{x}"  # said above
+    return lazy.g(x) + len(name) + LIMIT  # said beside
 '''
 
 
@@ -67,6 +68,8 @@ def test_it_is_what_is_imported_even_within_a_function_and_what_lies_beside(proj
         ("# a comment\n", "\n\n"),
         ('"""What it is."""', ""),
         ('"""Doc."""', '"""Dóc: "x"."""'),
+        ("  # said beside", "  # sáid: '"),
+        ("  # said beside", ""),
     ],
 )
 def test_words_do_not_count(project: Path, old: str, new: str) -> None:
@@ -80,9 +83,12 @@ def test_words_do_not_count(project: Path, old: str, new: str) -> None:
     ("old", "new"),
     [
         ("LIMIT = 3", "LIMIT = 4"),
+        ("é#{x}", "é#x{x}"),
         ("# no comment", "# another"),
         ("\n# no comment", ""),
         ('TEXT = """', 'TEXT = f"""'),
+        ("# no comment\n", "# no comment\n\n"),
+        ("+ LIMIT  # said", "+ LIMIT + len('é# said')  # said"),
         ('"""Doc."""', '"""Doc."""; x = 1'),
         ('"""What it is."""', 'x = """What it is."""'),
     ],
