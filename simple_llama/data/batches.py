@@ -93,7 +93,7 @@ class Rank:
         return mine + [np.zeros(0, np.int64)] * idle
 
 
-SINGLE_PROCESS = Rank()
+ONLY_RANK = Rank()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class MicroBatch:
     examples: Indices
     """(E,): indices of the examples in the split."""
     longest: int
-    """Number of inputs of the longest example; the padding of a packed row counts as an example."""
+    """Number of inputs of the longest example, or of a packed row's padding if that is longer."""
     offsets: Tensor | None
     """(E + 2,) int32: where in the packed row each example and the padding begin, then T. None if
     the examples are not packed."""
@@ -270,7 +270,7 @@ def micro_batches(
     pad_id: int,
     pad_to: int | None = None,
     packing: bool = False,
-    rank: Rank = SINGLE_PROCESS,
+    rank: Rank = ONLY_RANK,
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the examples, padded or packed."""
     lengths = tokens.lengths

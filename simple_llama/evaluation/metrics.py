@@ -53,7 +53,7 @@ def evaluate(
     The ranks share the work, and each gets the whole result.
     """
     device = next(model.parameters()).device
-    budget = tokens_at_once(model, params)
+    budget = tokens_per_batch(model, params)
     scores = score(
         model,
         tokens,
@@ -81,7 +81,7 @@ def evaluate(
     return Evaluation(scores, replies, matches, references)
 
 
-def tokens_at_once(model: Decoder, params: EvaluateParams) -> int:
+def tokens_per_batch(model: Decoder, params: EvaluateParams) -> int:
     """Return how many tokens a batch may have: micro_batch_tokens, where that is a number.
 
     Where it is auto, a GPU takes what fits into GPU_MEMORY_FRACTION of its free memory: the keys

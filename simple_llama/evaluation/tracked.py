@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: the training's run, continued."""
+"""Logging an evaluation to MLflow: it continues the run of its training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

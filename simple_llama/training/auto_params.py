@@ -1,5 +1,5 @@
-"""The longest step before the first: what does not fit in memory fails now, and what it takes
-decides the params that are auto."""
+"""The values of params that are auto: decided by computing the step with the longest examples once,
+before training begins. What does not fit in memory fails then, too."""
 
 from simple_llama.data.batches import Indices, Plan
 from simple_llama.model.device import free_memory

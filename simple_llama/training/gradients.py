@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simple_llama.data.batches import (
-    SINGLE_PROCESS,
+    ONLY_RANK,
     Indices,
     MicroBatch,
     Rank,
@@ -102,7 +102,7 @@ class GradientAccumulator:
             empty_cache(self.device)
             self._lower(examples)
 
-    def batches(self, examples: Indices, rank: Rank = SINGLE_PROCESS) -> list[MicroBatch]:
+    def batches(self, examples: Indices, rank: Rank = ONLY_RANK) -> list[MicroBatch]:
         """The micro-batches of these examples that are computed by this rank."""
         batches = micro_batches(
             self.data.train,

@@ -30,7 +30,7 @@ class TrainingInputs:
     files: dict[str, str]
     """Digests of the deps, by the name that dvc.yaml gives them."""
     machine: dict[str, str]
-    """What of it decides the last digits: see model.device.environment."""
+    """What decides the last digits: see model.device.numeric_environment."""
     torch: str
 
     @classmethod

@@ -33,7 +33,7 @@ class AdamW:
     do not.
 
     torch.optim.AdamW without what surrounds its update: that imports PyTorch's compiler, which
-    takes a training three seconds to start.
+    takes a training two seconds to start.
     """
 
     def __init__(self, model: Decoder, params: TrainParams) -> None:

@@ -1,4 +1,5 @@
-"""The longest step before the first: what does not fit fails at once; how long it all takes."""
+"""The preflight: before training begins, the step with the longest examples is computed once,
+without an update. It shows whether memory suffices and how long the training will take."""
 
 import math
 import resource

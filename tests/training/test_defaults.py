@@ -143,7 +143,7 @@ def test_deterministic_decides_nothing_by_measuring(
     assert not heard.preflight.compiled
     monkeypatch.setattr(metrics, "free_memory", lambda device: 10**9)
     evaluation = replace(Params(COMMITTED).section(EvaluateParams), deterministic=True)
-    assert metrics.tokens_at_once(random_model(), evaluation) == AUTO_TOKENS
+    assert metrics.tokens_per_batch(random_model(), evaluation) == AUTO_TOKENS
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_evaluation_fills_the_memory_there_is(
     monkeypatch.setattr(metrics, "free_memory", lambda device: free)
     settings = Params(COMMITTED).section(EvaluateParams)
     model = random_model()
-    found = metrics.tokens_at_once(model, replace(settings, micro_batch_tokens="auto"))
+    found = metrics.tokens_per_batch(model, replace(settings, micro_batch_tokens="auto"))
     config = model.config
     a_token = 4 * (
         2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
@@ -213,4 +213,4 @@ def test_evaluation_fills_the_memory_there_is(
         + 4 * config.intermediate_size
     )
     assert found == int(np.clip((free or 0) * 0.5 / a_token, 2048, 2**17))
-    assert metrics.tokens_at_once(model, replace(settings, micro_batch_tokens=7)) == 7
+    assert metrics.tokens_per_batch(model, replace(settings, micro_batch_tokens=7)) == 7
