@@ -23,6 +23,7 @@ from simple_llama.training.rounding import (
     BLOCK_SIZE,
     dequantize_8bit,
     dynamic_map,
+    first_not_less,
     quantize_8bit,
     stochastic_round_bf16,
 )
@@ -53,6 +54,18 @@ def test_a_number_becomes_one_of_its_neighbours(numbers: list[float], seed: int)
             assert one in (low, high) and (one == number or low != number)
         else:
             assert one == number or (math.isnan(one) and math.isnan(number))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_neighbours_in_8_bits_are_those_that_a_search_finds(signed: bool) -> None:
+    """For each upper half of a float, at each level and beside it."""
+    table = dynamic_map(signed, torch.device("cpu"))
+    upper = torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16
+    each = [(upper | lower).view(torch.float32) for lower in (0, 1, 0x7FFF, 0x8000, 0xFFFF)]
+    beside = [torch.nextafter(table, torch.tensor(end)) for end in (-9.0, 9.0)]
+    numbers = torch.cat([*each, table, *beside, torch.rand(10**5, generator=generator())])
+    numbers = numbers[~(numbers.abs() > 1)]
+    assert torch.equal(first_not_less(numbers, signed), torch.searchsorted(table, numbers).int())
 
 
 def test_rounding_keeps_the_mean() -> None:
