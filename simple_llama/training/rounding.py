@@ -59,8 +59,8 @@ def quantize_8bit(x: Tensor, signed: bool, generator: Generator) -> tuple[Tensor
 
 
 def first_not_less(unit: Tensor, signed: bool) -> Tensor:
-    """What torch.searchsorted(dynamic_map, unit) gives of float32 (N,), as int32: on a CPU it is most
-    of quantize_8bit's time. The upper half of a float's bits leaves two candidates."""
+    """What torch.searchsorted(dynamic_map, unit) gives of float32 (N,), as int32. That is most of
+    quantize_8bit's time on a CPU; the upper half of a float's bits leaves two candidates."""
     table = dynamic_map(signed, unit.device)
     upper = unit.view(torch.int32) >> 16
     first = _candidates(signed, unit.device).index_select(0, upper.add_(2**15))
