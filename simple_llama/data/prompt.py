@@ -7,6 +7,11 @@ from typing import Any, Literal
 
 from simple_llama.data.assembly import Assembler, Encoded, EncodedBatch
 from simple_llama.data.format_choice import FormatChoice, check_template_ids, choose_format
+from simple_llama.data.generation_config import (
+    GENERATION_CONFIG_FILE,
+    as_eos_token_id,
+    read_eos_token_ids,
+)
 from simple_llama.data.prompt_formats import Message, PromptFormat, Refusal
 from simple_llama.data.template_format import TemplateFormat
 from simple_llama.data.tokenizer import TextEncoder, make_text_encoder, special_ids
@@ -14,11 +19,6 @@ from simple_llama.data.tokenizer_folder import CONFIG_FILE
 from simple_llama.data.tokenizer_source import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerSource
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write, write_json
-from simple_llama.generation_config import (
-    GENERATION_CONFIG_FILE,
-    as_eos_token_id,
-    read_eos_token_ids,
-)
 
 TRIAL_CONVERSATION: list[Message] = [
     {"role": "user", "content": "Hello there"},

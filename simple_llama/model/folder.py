@@ -14,14 +14,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from simple_llama.data.tokenizer_folder import content, read_settings
-from simple_llama.errors import InputError
-from simple_llama.files import atomic_path, read_json
-from simple_llama.generation_config import (
+from simple_llama.data.generation_config import (
     GENERATION_CONFIG_FILE,
     as_eos_token_id,
     read_eos_token_ids,
 )
+from simple_llama.data.tokenizer_folder import content, read_settings
+from simple_llama.errors import InputError
+from simple_llama.files import atomic_path, read_json
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.config_json import config_json, read_config
 from simple_llama.model.decoder import Decoder

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from simple_llama import cli
+from simple_llama.data.generation_config import read_eos_token_ids
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.errors import InputError
-from simple_llama.generation_config import read_eos_token_ids
 from simple_llama.inference.export import export
 from simple_llama.inference.replies import GenerationSettings, Replier, load_replier
 from simple_llama.model.folder import load_model, save_model
