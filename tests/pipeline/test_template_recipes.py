@@ -147,7 +147,7 @@ def test_qwen3_with_tools(tmp_path: Path) -> None:
     (project.root / "data/raw/weather.json").write_text(json.dumps([WEATHER]))
     said = carry_out(project, "Qwen3 with tools", max_seq_len=900)
     assert "prompt format template: its own chat template" in said
-    assert "each is an example of its own" in said
+    assert "each reply is an example of its own" in said
     prepared, tokenized = (project.json(f"reports/{name}.json") for name in ("prepare", "tokenize"))
     assert prepared["rejected"] == 0 and prepared["kept"] == 48
     assert tokenized["train_examples"] + tokenized["val_examples"] == 96, "call and answer"
