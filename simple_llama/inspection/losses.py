@@ -11,6 +11,8 @@ from simple_llama.model.device import autocast, pick_device
 from simple_llama.model.folder import load_config, load_model
 from simple_llama.params import EvaluateParams, Params
 
+MAX_LOGITS = 2**26
+"""At once."""
 TokenLosses = Callable[[Sequence[int]], list[float]]
 """Token ids (T,) → the loss of each (T,), in nats: the negative log-probability that the model
 gives it after the tokens before it; 0 for the first."""
@@ -39,7 +41,12 @@ def token_losses(folder: str, tokenizer: Path) -> TokenLosses:
     def of(ids: Sequence[int]) -> list[float]:
         row = torch.tensor([list(ids)], device=device)
         with autocast(device, params.precision):
-            logits = model.logits(model(row)[0, :-1])
-        return [0.0, *F.cross_entropy(logits, row[0, 1:], reduction="none").tolist()]
+            hidden = model(row)[0, :-1]
+            losses = [0.0]
+            rows = max(1, MAX_LOGITS // model.config.vocab_size)
+            for part, targets in zip(torch.split(hidden, rows), torch.split(row[0, 1:], rows)):
+                logits = model.logits(part)
+                losses += F.cross_entropy(logits, targets, reduction="none").tolist()
+        return losses
 
     return of

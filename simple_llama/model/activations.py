@@ -132,9 +132,9 @@ def _attention(config: ModelConfig, layer: int, compute: Compute, lengths: Seque
         return fixed + tokens * kept + heads * kernels.kept_weights(lengths) * number
     # queries, keys and values, a sum for each query, and the output where it is not o_proj's input
     copies = groups if compute.device != "cpu" and compute.packed else heads
-    kept += (heads + 2 * copies) * max(width, wide) * number + 4 * heads
-    if compute.device == "cpu":
-        kept += heads * wide * number
+    kept += (heads + 2 * copies) * max(width, wide) * number
+    if config.attn_logit_softcapping is None:  # else all but those are computed again
+        kept += 4 * heads + (heads * wide * number if compute.device == "cpu" else 0)
     return fixed + tokens * kept
 
 

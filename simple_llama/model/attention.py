@@ -8,11 +8,10 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simple_llama.model import kernels, packing
-from simple_llama.model.blocks import blockwise_attention, sliding_window_mask
+from simple_llama.model.blocks import Cached, blockwise_attention
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm
 from simple_llama.model.packing import Packed
@@ -54,23 +53,11 @@ class KVCache:
                 stored[layer][:, :, : self.length] = old[:, :, : self.length]
         self.capacity = capacity
 
-    def mask(self, new: int) -> Tensor | None:
-        """Which of the S positions each of the `new` last ones may see, (B, 1, new, S) bool; None
-        where that is plain causal attention.
-
-            padding 2, 3 cached, 2 new:    . . x x .
-                                           . . x x x     (. hidden, x seen)
-
-        A padded position sees itself, because a softmax over nothing is NaN.
-        """
+    def mask(self, new: int) -> Cached | None:
+        """What the `new` last of the S positions may see; None where causality alone decides."""
         if not self.padded and (new == 1 or self.length == 0):
             return None
-        device = self.padding.device
-        keys = torch.arange(self.length + new, device=device)
-        queries = keys[self.length :, None]
-        causal = keys <= queries
-        real = keys >= self.padding[:, None, None]
-        return ((causal & real) | (keys == queries))[:, None]
+        return Cached(self.padding if self.padded else None)
 
     def select_rows(self, rows: Tensor) -> None:
         """Drop all but these rows of the batch."""
@@ -122,7 +109,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        mask: Tensor | Packed | None,
+        mask: Cached | Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
         if self.fused_projections:
@@ -167,7 +154,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | Packed | None,
+    mask: Cached | Packed | None,
     *,
     fused: bool,
     window: int | None = None,
@@ -182,43 +169,42 @@ def attend(
     softcap bounds the scores: see plain_attention.
     """
     B, H, T, K = q.shape
-    if window is not None and window >= (mask.longest if isinstance(mask, Packed) else k.shape[2]):
+    S = k.shape[2]
+    if window is not None and window >= (mask.longest if isinstance(mask, Packed) else S):
         window = None  # it hides nothing
+    compiling = torch.compiler.is_compiling()
+    hidden: Tensor | None = None
     if isinstance(mask, Packed):
         if fused and softcap is None and packing.uses_varlen_kernel(q, v):
             return packing.packed_attention(q, k, v, mask, window, scale)
-        plain = softcap is None and window is None
-        if fused and plain and kernels.uses_cpu_attention(q):
+        if fused and softcap is None and window is None and kernels.uses_cpu_attention(q):
             return kernels.packed_attention(q, k, v, mask, scale)
-        if fused and not plain and not torch.compiler.is_compiling():
+        if fused and not compiling:
             examples = (tuple(x[:, :, span] for x in (q, k, v)) for span in mask.spans())
             one = partial(
                 attend, mask=None, fused=fused, window=window, scale=scale, softcap=softcap
             )
             return torch.cat([one(q, k, v) for q, k, v in examples], dim=2)
-        mask = mask.mask(T)
+        hidden = mask.mask(T)
+        mask = None
     share = H // k.shape[1]
-    kernel = partial(F.scaled_dot_product_attention, scale=scale)
+    kernel = partial(kernels.attention, scale=scale)
     if softcap is not None or not fused:
         kernel = partial(plain_attention, scale=scale, softcap=softcap)
     if T == 1:
-        if window is not None:
-            k, v = k[:, :, -window:], v[:, :, -window:]
-            mask = None if mask is None else mask[..., -window:]
-        causal = False
+        low = 0 if window is None else S - window
+        seen = None if mask is None else mask.mask(1, low, S, q.device)
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
-    else:
-        if share > 1:
-            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-        if window is not None or softcap is not None:
-            if fused and not torch.compiler.is_compiling():
-                return blockwise_attention(
-                    q, k, v, mask, window, kernel, recompute=softcap is not None
-                )
-            seen = sliding_window_mask(T, k.shape[2], window, q.device)
-            mask = seen if mask is None else seen & mask
-        causal = mask is None
-    return kernel(q, k, v, attn_mask=mask, is_causal=causal).reshape(B, H, T, -1)
+        return kernel(q, k[:, :, low:], v[:, :, low:], attn_mask=seen).reshape(B, H, T, -1)
+    if share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    by_blocks = window is not None or softcap is not None or mask is not None
+    if by_blocks and fused and not compiling:
+        return blockwise_attention(q, k, v, mask, window, kernel, recompute=softcap is not None)
+    if by_blocks:  # compiled, or the plain formula
+        seen = (mask or Cached(None)).mask(T, 0, S, q.device, window)
+        hidden = seen if hidden is None else seen & hidden
+    return kernel(q, k, v, attn_mask=hidden, is_causal=hidden is None)
 
 
 def plain_attention(

@@ -1,11 +1,13 @@
-"""Attention by blocks of queries, for what PyTorch's kernels lack: sliding windows and soft caps.
-Keys that no query of a block sees are left out, and no mask or scores are of all queries by all
-keys.
+"""Attention by blocks of queries, for what PyTorch's kernels lack: sliding windows, soft caps and
+padding of cached keys. Keys that no query of a block sees are left out, and no mask or scores are
+of all queries by all keys.
 
 Shapes as in attention.py; of S positions the queries are the last T.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +16,32 @@ from torch.utils.checkpoint import checkpoint
 from simple_llama.model.kernels import MAX_KEPT_KEYS
 
 BLOCK_QUERIES = 256
+
+
+@dataclass(frozen=True)
+class Cached:
+    """That the queries are the last of cached positions, of which the first may be padding.
+
+    padding 2, 3 cached, 2 new:    . . x x .
+                                   . . x x x     (. hidden, x seen)
+
+    A padded position sees itself, because a softmax over nothing is not a number.
+    """
+
+    padding: Tensor | None
+    """(B,) leading positions of a row that are not real; None: all are."""
+
+    def mask(
+        self, queries: int, low: int, high: int, device: torch.device, window: int | None = None
+    ) -> Tensor:
+        """Which of the keys from low to high each of the queries, the last of them, sees:
+        (queries, keys) or (B, 1, queries, keys) bool."""
+        seen = sliding_window_mask(queries, high - low, window, device)
+        if self.padding is None:
+            return seen
+        places = torch.arange(low, high, device=device)
+        real = places >= self.padding[:, None, None]
+        return ((seen & real) | (places == places[high - low - queries :, None]))[:, None]
 
 
 def sliding_window_mask(
@@ -27,11 +55,22 @@ def sliding_window_mask(
     return seen if window is None else seen & (places > own - window)
 
 
+@lru_cache(maxsize=32)
+def _added_mask(
+    queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The same as what is added to scores: 0 or minus infinity. Most blocks of all layers share
+    one, which the backward pass then keeps once; of a bool PyTorch would make one for each."""
+    with torch.inference_mode(False):
+        seen = sliding_window_mask(queries, keys, window, device)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
+
+
 def blockwise_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
+    cached: Cached | None,
     window: int | None,
     kernel: Callable[..., Tensor],
     *,
@@ -39,21 +78,29 @@ def blockwise_attention(
 ) -> Tensor:
     """`kernel` over blocks of q (B, H, T, K), k (B, H, S, K) and v (B, H, S, W); (B, H, T, W).
 
-    mask (B, 1, T, S): which of these keys each query may see, bool. recompute: keep nothing of long
-    blocks for the backward pass.
+    recompute: keep nothing of long blocks for the backward pass, their masks included; the kernel
+    takes a bool mask, else what is added to the scores.
     """
     T, S = q.shape[2], k.shape[2]
+
+    def block(q: Tensor, k: Tensor, v: Tensor, low: int, high: int) -> Tensor:
+        queries = q.shape[2]
+        if cached is not None:
+            seen = cached.mask(queries, low, high, q.device, window)
+        elif recompute:
+            seen = sliding_window_mask(queries, high - low, window, q.device)
+        else:
+            seen = _added_mask(queries, high - low, window, q.dtype, q.device)
+        return kernel(q, k, v, seen)
+
     blocks = []
     for first in range(0, T, BLOCK_QUERIES):
         end = min(first + BLOCK_QUERIES, T)
         high = S - T + end
         low = 0 if window is None else max(0, S - T + first - window + 1)
-        seen = sliding_window_mask(end - first, high - low, window, q.device)
-        if mask is not None:
-            seen = seen & mask[:, :, first:end, low:high]
-        block = (q[:, :, first:end], k[:, :, low:high], v[:, :, low:high], seen)
+        args = (q[:, :, first:end], k[:, :, low:high], v[:, :, low:high], low, high)
         if recompute and high - low > MAX_KEPT_KEYS and torch.is_grad_enabled():
-            blocks.append(checkpoint(kernel, *block, use_reentrant=False, preserve_rng_state=False))
+            blocks.append(checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False))
         else:
-            blocks.append(kernel(*block))
+            blocks.append(block(*args))
     return torch.cat(blocks, dim=2)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from simple_llama.model.attention import Attention, KVCache
+from simple_llama.model.blocks import Cached
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm, dropout_add
 from simple_llama.model.mla import LatentAttention
@@ -92,7 +93,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        mask: Tensor | Packed | None,
+        mask: Cached | Packed | None,
     ) -> Tensor:
         before, after, before_mlp, after_mlp = self.norms
         attended = self.self_attn(self._normed(before, x), rotary, cache, mask)
@@ -164,7 +165,7 @@ class Decoder(nn.Module):
         the one row's examples are each computed as if alone."""
         T = ids.shape[1]
         positions = torch.arange(T, device=ids.device)[None]  # (1, T)
-        mask: Tensor | Packed | None = None
+        mask: Cached | Packed | None = None
         if packed is not None:
             positions, mask = packed.positions(T)[None], packed
         if cache is not None:

@@ -7,7 +7,6 @@ Shapes as in attention.py; N tokens in a row of packed examples, S supervised on
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -110,12 +109,32 @@ def packed_attention(
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
         lengths = [end - begin for begin, end in pairwise(offsets)]
         examples = zip(*(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True)
-        attention = partial(F.scaled_dot_product_attention, is_causal=True, scale=scale)
-        alone = [attention(q, k, v) for q, k, v in examples]
+        alone = [attention(q, k, v, is_causal=True, scale=scale) for q, k, v in examples]
         return torch.cat(alone, dim=2)
     scale = 1 / math.sqrt(K) if scale is None else scale
     out = _PackedAttention.apply(q.view(G, H // G, N, K), k[0], v[0], offsets, scale)  # type: ignore[no-untyped-call]
     return out.view(1, H, N, -1)  # type: ignore[no-any-return]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """PyTorch's fused attention. On a CPU it holds the weights of all queries by all keys where
+    values have another width than keys, so that of long ones the narrower is padded."""
+    K, W = q.shape[-1], v.shape[-1]
+    if q.device.type == "cpu" and K != W and k.shape[2] > MAX_KEPT_KEYS:
+        scale = 1 / math.sqrt(K) if scale is None else scale
+        q, k, v = (F.pad(x, (0, max(K, W) - x.shape[-1])) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale
+    )
+    return out[..., :W]
 
 
 class _PackedAttention(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simple_llama.model.attention import KVCache, attend
+from simple_llama.model.blocks import Cached
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.packing import Packed
 from simple_llama.model.rope import rotate
@@ -51,7 +52,7 @@ class LatentAttention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KVCache | None,
-        mask: Tensor | Packed | None,
+        mask: Cached | Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
         nope, rank = self.shape.qk_nope_head_dim, self.shape.kv_lora_rank

@@ -26,6 +26,7 @@ from simple_llama.evaluation.invariances import Check
 from simple_llama.evaluation.verify import Setup, checks
 from simple_llama.model import attention, config_json, decoder, folder, kernels, rope
 from simple_llama.model.attention import KVCache
+from simple_llama.model.blocks import Cached
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
@@ -278,7 +279,7 @@ def test_a_cache_that_shows_left_padding_shows(
 ) -> None:
     mask = KVCache.mask
 
-    def without_padding(self: KVCache, new: int) -> Tensor | None:
+    def without_padding(self: KVCache, new: int) -> Cached | None:
         return mask(KVCache(torch.zeros_like(self.padding), 0) if self.length == 0 else self, new)
 
     monkeypatch.setattr(KVCache, "mask", without_padding)

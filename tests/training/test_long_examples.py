@@ -1,0 +1,147 @@
+"""Examples of thousands of tokens: nothing is held of all tokens by all tokens, and the memory of a
+token stays that of short ones."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simple_llama.data.batches import collate
+from simple_llama.data.tokens import Tokens
+from simple_llama.model.config import MLAConfig
+from simple_llama.model.decoder import Decoder
+from simple_llama.model.generation import generate
+from simple_llama.training.loss import score, summed_loss
+from tests.support.models import tiny_config
+
+T = 4096
+WINDOW = {"sliding_window": 700}
+CAP = {"attn_logit_softcapping": 50.0}
+LAYERS = {
+    "full": {},
+    "window": WINDOW,
+    "cap": CAP,
+    "window and cap, some layers": {**WINDOW, **CAP, "sliding_layers": (True, False)},
+}
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation, of forward, backward and recomputed passes: the most numbers in one
+    of its results, and the operation."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = (0, "")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(one, Tensor):
+                # what an expanded view takes, not what it shows
+                held = min(one.numel(), one.untyped_storage().nbytes() // one.element_size())
+                self.seen = max(self.seen, (held, str(func)))
+        return out
+
+
+def example(length: int = T) -> Tokens:
+    random = np.random.default_rng(0)
+    mask = np.arange(length) >= length - 100
+    return Tokens.from_examples([(random.integers(4, 97, length), mask)])
+
+
+def model(**changes: object) -> Decoder:
+    one = Decoder(tiny_config(max_position_embeddings=2 * T, **changes))
+    one.init_weights(0)
+    return one
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_a_step_holds_nothing_of_all_tokens_by_all(
+    layers: dict[str, object], packing: bool, precision: torch.dtype
+) -> None:
+    one = model(**layers).train()
+    batch = collate(example(), np.arange(1), 0, None, packing=packing)
+    with Largest() as largest:
+        with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+            loss = summed_loss(one, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in one.parameters())
+    assert largest.seen[0] < T * T / 3, largest.seen
+
+
+def test_nor_does_latent_attention() -> None:
+    """Its values have another width than its keys, for which PyTorch's kernel for CPUs holds the
+    weights: it does not say so to a dispatch mode, but saves them."""
+    shape = MLAConfig(
+        q_lora_rank=None,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+    )
+    one = model(mla=shape, head_dim=12, num_key_value_heads=4).train()
+    sizes = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    for packing in (False, True):
+        batch = collate(example(), np.arange(1), 0, None, packing=packing)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            summed_loss(one, batch).backward()  # type: ignore[no-untyped-call]
+    assert max(sizes) < T * T / 3
+
+
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_nor_do_validation_and_samples(layers: dict[str, object]) -> None:
+    one, tokens = model(**layers), example()
+    prompt = tokens.ids[: T - 4].tolist()
+    with Largest() as largest:
+        score(one, tokens, np.arange(1), max_tokens=T, pad_id=0, precision="fp32")
+        generate(one, [prompt, prompt[:3000]], max_new_tokens=2, stop_ids=[])
+    # of eight heads a block's scores are half as many
+    assert largest.seen[0] < T * T, largest.seen
+
+
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_padded_prompts_by_blocks_are_computed_as_if_alone(layers: dict[str, object]) -> None:
+    one = model(**layers).eval()
+    random = np.random.default_rng(1)
+    prompts = [random.integers(4, 97, length).tolist() for length in (900, 300, 20)]
+    settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": []}
+    together = generate(one, prompts, **settings)
+    assert together == [generate(one, [prompt], **settings)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("layers", [WINDOW, CAP, {**WINDOW, **CAP}], ids=["window", "cap", "both"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_kept_of_a_token_does_not_grow(
+    layers: dict[str, object], checkpointed: bool
+) -> None:
+    """Masks of blocks among it, which once were kept for each."""
+    one = model(**layers).train()
+    one.checkpoint_blocks = checkpointed
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    found = []
+    for length in (2048, 8192):
+        kept.clear()
+        batch = collate(example(length), np.arange(1), 0, None, packing=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = summed_loss(one, batch)
+        found.append(sum(kept.values()) / length)
+        assert loss.isfinite()
+    assert found[1] < 1.02 * found[0]
