@@ -12,15 +12,12 @@ from pathlib import Path
 from simple_llama.errors import InputError
 
 EXEMPT_PATHS = (
-    "simple_llama/params.py",
-    "simple_llama/strict_yaml.py",
     "simple_llama/errors.py",
     "simple_llama/process.py",
     "simple_llama/stage_code.py",
     "simple_llama/tracking/",
 )
-"""Code that cannot change the content of an out. Reading params.yaml gives the values in it or an
-error; the other modules handle errors, locks, signals and MLflow."""
+"""Code that cannot change the content of an out: it handles errors, locks, signals and MLflow."""
 DATA_SUFFIXES = (".css", ".html", ".jinja", ".js", ".json")
 """Files beside a module that it may read."""
 
@@ -40,18 +37,20 @@ def list_code(entry: str) -> str:
         path = waiting.pop()
         if path in found or path.as_posix().startswith(EXEMPT_PATHS):
             continue
-        source = path.read_text(encoding="utf-8")
         try:
+            source = path.read_text(encoding="utf-8-sig")
             tree = ast.parse(source)
         except SyntaxError as error:
             raise InputError(f"{path}: line {error.lineno}: {error.msg}") from None
+        except ValueError as error:  # not UTF-8, or a null byte
+            raise InputError(f"{path}: not Python in UTF-8: {error}") from None
         found[path] = _sha256(_executed(source, tree))
         found |= {
             other: _sha256(other.read_bytes())
             for other in path.parent.iterdir()
-            if other.suffix in DATA_SUFFIXES
+            if other.suffix in DATA_SUFFIXES and other.is_file()
         }
-        waiting += _imported(tree)
+        waiting += _imported(tree, path)
         waiting += [init for folder in path.parents if (init := folder / "__init__.py").is_file()]
     return "".join(f"{found[path]}  {path.as_posix()}\n" for path in sorted(found))
 
@@ -60,15 +59,19 @@ def _file(module: str) -> Path:
     return Path(*module.split(".")).with_suffix(".py")
 
 
-def _imported(tree: ast.Module) -> list[Path]:
-    """The files of this project that a module imports, at the top or inside functions."""
+def _imported(tree: ast.Module, path: Path) -> list[Path]:
+    """The files of this project that the module at `path` imports, at the top or inside
+    functions."""
     names: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            package = path.parts[: -node.level] if node.level else ()
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    return [path for path in map(_file, names) if path.is_file()]
+    files = [file for name in names if name for file in (_file(name), _file(f"{name}.__init__"))]
+    return [file for file in files if file.is_file()]
 
 
 def _executed(source: str, tree: ast.Module) -> bytes:

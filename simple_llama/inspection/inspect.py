@@ -4,8 +4,8 @@ import os
 import shutil
 import sys
 
-from simple_llama.files import atomic_write
 from simple_llama.inspection.selection import TOKENS, example_of_id, first_examples
+from simple_llama.pages.writing import check_page_path, write_page
 
 
 def inspect(
@@ -16,6 +16,8 @@ def inspect(
     html: a file to write as a page instead; the text then only names it. model: a model's folder,
     for the loss of each token. Raises InputError.
     """
+    if html is not None:
+        check_page_path(html)
     losses = None
     if model is not None:
         from simple_llama.inspection.losses import token_losses
@@ -28,8 +30,7 @@ def inspect(
     if html is not None:
         from simple_llama.inspection.page import render as page
 
-        with atomic_write(html) as file:
-            file.write(page(inspection).encode())
+        write_page(html, page(inspection))
         return f"wrote {html}"
     from simple_llama.inspection.terminal import render
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,13 @@ def matplotlib_defaults() -> Iterator[None]:
     """Draw as matplotlib does by default, whatever the user set, and without a word."""
     # it would say on the terminal that it looks for fonts, or cannot write below the home
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
+    # Jupyter's kernels name a backend here that may not be installed; the import would fail
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

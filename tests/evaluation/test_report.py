@@ -468,7 +468,7 @@ def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path) -> None
         )
         for settings in (
             {"MATPLOTLIBRC": str(tmp_path)},
-            {"HOME": "/dev/null", "MPLBACKEND": "qtagg"},
+            {"HOME": "/dev/null", "MPLBACKEND": "module://absent.backend"},
         )
     ]
     assert drawn[0].stdout == drawn[1].stdout

@@ -26,6 +26,7 @@ from simple_llama.inspection.inspect import inspect
 from simple_llama.inspection.losses import token_losses
 from simple_llama.inspection.selection import first_examples
 from simple_llama.model.folder import load_model, save_model
+from simple_llama.pages.writing import write_page
 from simple_llama.params import Params, TokenizeParams
 from simple_llama.training.loss import score
 from tests.support.conversations import params, row, rows
@@ -246,3 +247,21 @@ def test_damaged_results_are_one_line(
     (tmp_path / "data/prepared/train.jsonl").write_text(text.splitlines()[0])
     with pytest.raises(SystemExit, match=r"not the tokens of .*train.jsonl"):
         cli.main()
+
+
+def test_a_page_overwrites_pages_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").write_text("stages:\n  train:\n    outs:\n      - models/sft\n")
+    Path("params.yaml").write_text("seed: 1\n")
+    Path("pages").mkdir()
+    for path, said in (
+        ("params.yaml", "exists and is not a page"),
+        ("models/sft/x.html", "written and deleted by DVC"),
+        ("pages", "a folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            write_page(path, "<!DOCTYPE html>")
+    assert Path("params.yaml").read_text() == "seed: 1\n"
+    for text in ("<!DOCTYPE html>1", "<!DOCTYPE html>2"):
+        write_page("look.html", text)
+        assert Path("look.html").read_text() == text

@@ -111,6 +111,32 @@ def test_a_template_beside_a_module_counts(project: Path) -> None:
     assert list_code("stages.one") == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["from .lazy import g", "from . import lazy", "import package.sub", "from .. import package"],
+)
+def test_relative_imports_and_packages_count(project: Path, line: str) -> None:
+    Path("package/sub/__init__.py").write_text("X = 1\n")
+    Path("package/other.py").write_text(line)
+    Path("stages/one.py").write_text("import package.other\n")
+    changed = Path("package/sub/__init__.py" if "sub" in line else "package/lazy.py")
+    if line.startswith("from .. "):
+        Path("package/sub/one.py").write_text("from ..lazy import g\n")
+        Path("package/other.py").write_text("from package.sub import one\n")
+    before = list_code("stages.one")
+    changed.write_text("X = 2\n")
+    assert list_code("stages.one") != before
+
+
+@pytest.mark.parametrize("content", [b"x = '\xff'\n", b"x = 1\0\n"])
+def test_a_module_that_is_no_text_is_named(project: Path, content: bytes) -> None:
+    Path("package/lazy.py").write_bytes(content)
+    with pytest.raises(InputError, match=r"^package/lazy\.py: "):
+        list_code("stages.one")
+    Path("package/lazy.py").write_bytes(b"\xef\xbb\xbfx = 1\n")
+    assert "package/lazy.py" in list_code("stages.one"), "a byte order mark, as Python reads it"
+
+
 def test_what_is_missing_or_no_python_is_named(project: Path) -> None:
     with pytest.raises(InputError, match=r"^stages/two\.py: no such file"):
         list_code("stages.two")

@@ -22,9 +22,9 @@ from simple_llama.evaluation.comparison.scores import (
     ranked,
 )
 from simple_llama.evaluation.report.scorecard import CATEGORIES_SHOWN, loss_name
-from simple_llama.files import atomic_write
 from simple_llama.pages.numbers import MISSING, count, finite, number, percent, things
 from simple_llama.pages.template import fill
+from simple_llama.pages.writing import check_page_path, write_page
 
 Cell = tuple[str, bool]
 """A text, and whether it is marked as the best of its row."""
@@ -173,8 +173,7 @@ def _cut(text: str, most: int) -> str:
 
 def compare(names: Sequence[str], out: str) -> str:
     """Write the page to the path `out` and return what to print; raises what find_runs does."""
+    check_page_path(out)
     runs, notes = find_runs(names)
-    content = render(runs, notes).encode()
-    with atomic_write(out) as file:
-        file.write(content)
+    write_page(out, render(runs, notes))
     return "\n".join([as_text(runs), *notes, f"page: {out}"])
