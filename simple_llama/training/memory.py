@@ -26,7 +26,7 @@ from simple_llama.training.loss import MAX_LOGITS
 from simple_llama.training.moments import MOMENTS
 from simple_llama.training.optimizer import CHUNK_SIZE
 
-UPDATED = {"fp32": 33, "bf16": 33, "8bit": 67}
+UPDATED = {"fp32": 33, "bf16": 33, "8bit": 41}
 """Temporary bytes for each weight of a chunk that AdamW updates, by optimizer_state."""
 
 

@@ -20,7 +20,7 @@ EPS = 1e-8
 """In AdamW's denominator."""
 CHUNK_SIZE = 2**22
 """Weights that are updated at once where they or their moments are not held in float32: temporary
-tensors take 33 to 69 bytes for each."""
+tensors take 33 to 41 bytes for each."""
 
 
 def trainable_parameters(model: Decoder) -> dict[str, Parameter]:

@@ -230,7 +230,7 @@ def test_an_evaluation_whose_database_is_gone_opens_a_new_run(project: Project) 
     old = run_id(project)
     (project.root / "mlflow.db").unlink(missing_ok=True)
     stage = project.root / "stages/evaluate.py"
-    stage.write_text(stage.read_text() + "# touched\n")
+    stage.write_text(stage.read_text() + "TOUCHED = True\n")
     said = project.run("dvc", "repro")
     assert TRAINED not in said
     assert "Running stage 'evaluate'" in said
