@@ -1,19 +1,26 @@
 """`simple-llama check`: finds mistakes in params.yaml before a long run starts."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simple_llama.errors import InputError
 from simple_llama.params import (
     BaseParams,
     EvaluateParams,
-    ExecutionParams,
     Params,
     PrepareParams,
     TokenizeParams,
     TrainParams,
 )
 from simple_llama.process import LOCKS, main_root, try_lock
+
+if TYPE_CHECKING:
+    import torch
+
+    from simple_llama.training.estimate import Device
+    from simple_llama.training.requirements import Requirements
 
 DEMO_BASE = Path("models/demo/base")
 """A stage makes it, so it may not exist before the first run."""
@@ -38,19 +45,17 @@ def check(memory: str | None = None) -> str:
     tokens = params.section(TokenizeParams)
     paths = Path(base), Path(tokens.tokenizer_path)
     demo = all(path.is_relative_to(DEMO_BASE) for path in paths)
-    tokenizer = [] if demo else [_check_base(base, tokens, train.lora_rank)]
+    missing = demo and not all(path.exists() for path in paths)
     evaluation = params.section(EvaluateParams)
     if not evaluation.on_validation_split:
         _check_exists("eval_json_path", evaluation.eval_json_path)
-    if train.lora_base == "nf4":
-        from simple_llama.model.quantisation import require_library
-
-        require_library()
+    place = _place(train, room)
+    wanted, said = (None, []) if missing else _check_base(base, tokens, train, place)
     lines = [
         f"params.yaml: {len(params.values)} keys, all valid",
         f"data: {data}, base model: {base}",
-        *tokenizer,
-        f"device: {_device(train)}",
+        *said,
+        f"device: {place.description}",
         f"runs: {_store()}",
     ]
     if not demo and DEMO_STAGE.exists():
@@ -60,12 +65,12 @@ def check(memory: str | None = None) -> str:
             "`dvc pull` and `dvc exp apply` do not ask for it: "
             f"git rm {DEMO_STAGE} {DEMO_STAGE.with_suffix('.lock')}",
         )
-    if demo and not Path(base).exists():
+    if wanted is None:
         lines.append("what the run will do: known once the demo's base model is made, by dvc repro")
     else:
         from simple_llama.forecast import forecast  # tokenizes, and measures the device
 
-        lines += forecast(params, room)
+        lines += forecast(params, wanted, place.ranks, place.here)
     return "\n".join(lines)
 
 
@@ -73,7 +78,7 @@ def read_size(text: str) -> int:
     """The bytes of a size such as '24GB' (10^9 each) or '24GiB' (2^30 each); also MB and MiB.
 
     Raises InputError where it is not a size."""
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([MG]i?B)", text, re.ASCII)
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?) ?([MG]i?B)", text, re.ASCII)
     count = float(found[1]) * SIZES[found[2]] if found else 0
     if not count:
         raise InputError(
@@ -88,30 +93,60 @@ def _check_exists(key: str, path: str) -> None:
         raise InputError(f"params.yaml: {key}: {path} does not exist")
 
 
-def _check_base(base: str, params: TokenizeParams, lora_rank: int) -> str:
-    """Check the base model; returns the description of the tokenizer.
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where the training is planned to run."""
 
-    Its weights must match its config, and each id of its tokenizer must have an embedding. With
-    adapters, each control token must have a trained embedding, because LoRA does not train them.
-    """
-    from simple_llama.data.encoding import open_tokenizer
-    from simple_llama.model.folder import check_fits, check_token_rows, check_weights
-
-    check_weights(base)
-    tokenizer = open_tokenizer(params)
-    check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
-    if lora_rank:
-        check_token_rows(base, tokenizer.base_vocab_size, tokenizer.control_ids)
-    return tokenizer.description
+    device: "Device"
+    ranks: int
+    here: "torch.device | None"
+    """Of this machine; None: with --memory."""
+    description: str
 
 
-def _device(params: ExecutionParams) -> str:
+def _place(params: TrainParams, room: int | None) -> _Place:
+    """Raises InputError where this machine has no such devices, unless others are imagined."""
     from simple_llama.model.device import (  # torch takes seconds to import
         describe_device,
-        pick_device,
+        wanted_devices,
+    )
+    from simple_llama.training.estimate import Device, size
+
+    if room is not None:
+        device = Device.imagined(room, params)
+        return _Place(
+            device=device,
+            ranks=1 if params.num_devices == "auto" else params.num_devices,
+            here=None,
+            description=f"{device.kind} with {size(room)} (--memory), instead of this machine's",
+        )
+    devices, ranks = wanted_devices(params.device, params.num_devices)
+    return _Place(
+        device=Device.real(devices[0], params),
+        ranks=ranks,
+        here=devices[0],
+        description=describe_device(devices[0], params.precision),
     )
 
-    return describe_device(pick_device(params.device), params.precision)
+
+def _check_base(
+    base: str, tokens: TokenizeParams, train: TrainParams, place: _Place
+) -> "tuple[Requirements, list[str]]":
+    """Check the base model as train will, and its weights, where there are any, against its config;
+    with lines about the tokenizer and the weights."""
+    from simple_llama.data.encoding import open_tokenizer
+    from simple_llama.model.folder import check_weights
+    from simple_llama.model.weights import lacks_weights
+    from simple_llama.training.requirements import Requirements
+
+    absent = lacks_weights(base)
+    if not absent:
+        check_weights(base)
+    tokenizer = open_tokenizer(tokens)
+    wanted = Requirements.of(base, tokenizer, train, place.device, without_weights=True)
+    wanted.check(train)
+    note = f"note: {base} has no weights yet, which train needs: all is by its config.json alone"
+    return wanted, [tokenizer.description, *([note] if absent else [])]
 
 
 def _store() -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simple_llama.data.encoding import open_tokenizer, tokenize
+from simple_llama.data.encoding import tokenize
 from simple_llama.data.preparation import prepare
+from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.rows import Row
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
@@ -23,11 +24,11 @@ from simple_llama.files import read_json
 from simple_llama.inspection.selection import Inspection, ShownExample, shown_examples
 from simple_llama.inspection.terminal import render
 from simple_llama.model.config import ModelConfig
-from simple_llama.model.device import allowed_devices, pick_device, uses_bf16
-from simple_llama.params import BaseParams, Params, PrepareParams, TokenizeParams, TrainParams
-from simple_llama.training.estimate import Device, Estimate, shape_of
+from simple_llama.model.device import uses_bf16
+from simple_llama.params import Params, PrepareParams, TokenizeParams, TrainParams
 from simple_llama.training.fine_tuning import MODEL
 from simple_llama.training.loop import plan_training
+from simple_llama.training.requirements import Requirements
 
 ROWS = 20_000
 """Of the data at most: some seconds."""
@@ -39,21 +40,22 @@ benchmarks/RESULTS.md."""
 MEASURED_SECONDS = 0.3
 
 
-def forecast(params: Params, memory: int | None = None) -> list[str]:
-    """Lines for a person. memory: bytes of the device, instead of those of this machine's. Raises
-    InputError where prepare, tokenize, the plan or the device's memory would stop it.
+def forecast(
+    params: Params, wanted: Requirements, ranks: int, here: torch.device | None
+) -> list[str]:
+    """Lines for a person. here: the device that will compute; None: one that is only imagined.
 
-    The base model's config and the tokenizer must be there.
+    Raises InputError where prepare, tokenize, the plan or this device's memory would stop it.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            data = _read(params, Path(folder))
+            data = _read(params, wanted.tokenizer, Path(folder))
         except _NotAll as error:
             return [f"note: of the first {ROWS:,} rows of the data: {error}"]
         return [
             *_counts(data, params),
-            *_memory(data, params, memory),
-            *_time(data, params),
+            *_memory(data, params, wanted, ranks, planned=here is None),
+            *([] if here is None else _time(data, params, wanted, here)),
             *_places(params),
             *_shown(data),
         ]
@@ -71,17 +73,14 @@ class _Data:
     """Whether these are all rows."""
     example: ShownExample
     prompt_format: str
-    vocab_size: int
-    """Of the tokenizer."""
 
 
-def _read(params: Params, folder: Path) -> _Data:
+def _read(params: Params, tokenizer: ChatTokenizer, folder: Path) -> _Data:
     prepared, tokens = folder / "prepared", folder / "tokens"
     seen = _FirstRows()
     settings = params.section(TokenizeParams)
     try:
         prepare(params.section(PrepareParams), prepared, seen)
-        tokenizer = open_tokenizer(settings)
         tokenize(settings, tokenizer, prepared, tokens)
     except InputError as error:
         # the folder goes when this returns
@@ -97,7 +96,6 @@ def _read(params: Params, folder: Path) -> _Data:
         whole=seen.whole,
         example=example,
         prompt_format=str(read_json(tokens / "tokenizer/tokenizer_config.json")["prompt_format"]),
-        vocab_size=tokenizer.vocab_size,
     )
 
 
@@ -135,24 +133,22 @@ def _counts(data: _Data, params: Params) -> Iterator[str]:
     )
 
 
-def _memory(data: _Data, params: Params, memory: int | None) -> Iterator[str]:
-    settings = params.section(TrainParams)
-    shape = shape_of(params.section(BaseParams).model_path, data.vocab_size)
-    devices = allowed_devices(settings.device)
-    ranks = len(devices) if settings.num_devices == "auto" else settings.num_devices
-    device = Device.real(devices[0], settings)
-    if memory is not None:
-        device = Device.imagined(memory, settings)
-    estimate = Estimate(shape, settings, data.train, device, ranks)
-    note = estimate.check()
-    yield f"memory: {'note: it may not fit: ' if note else ''}{estimate.verdict()}"
+def _memory(
+    data: _Data, params: Params, wanted: Requirements, ranks: int, *, planned: bool
+) -> Iterator[str]:
+    """planned: say where it cannot fit, too, instead of raising what train would."""
+    estimate = wanted.estimate(params.section(TrainParams), data.train, ranks)
+    note = "" if estimate.fits else "note: it may not fit: "
+    if planned and estimate.exceeds:
+        note = "note: it cannot fit, train would refuse it: "
+    elif not planned:
+        estimate.check()
+    yield f"memory: {note}{estimate.verdict()}"
     yield from estimate.table()
 
 
-def _time(data: _Data, params: Params) -> Iterator[str]:
-    settings = params.section(TrainParams)
-    device = pick_device(settings.device)
-    shape = shape_of(params.section(BaseParams).model_path, data.vocab_size)
+def _time(data: _Data, params: Params, wanted: Requirements, device: torch.device) -> Iterator[str]:
+    settings, shape = params.section(TrainParams), wanted.shape
     plan = plan_training(len(data.train), settings)
     epochs = plan.steps / plan.steps_per_epoch
     passes = 2 if settings.lora_rank else 3

@@ -1,13 +1,25 @@
 """`simple-llama check` tells what the run will do, and what would stop it."""
 
+import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from simple_llama import forecast
 from simple_llama.check import check
 from simple_llama.errors import InputError
+from simple_llama.model import quantisation
+from simple_llama.model.config import MLA, MLAConfig
+from simple_llama.model.folder import save_model
+from simple_llama.params import Params
+from simple_llama.training import estimate
+from simple_llama.training.distributed import SINGLE_PROCESS
+from simple_llama.training.setup import set_up
+from tests.support.models import edit_config, random_model
 from tests.support.project import Project
 
 pytestmark = pytest.mark.slow
@@ -41,7 +53,7 @@ def test_its_numbers_are_those_of_the_run(project: Project) -> None:
     assert f"{tokens['val_examples']:,} to validate" in said
     assert f"{train['steps']:,} steps of 16 examples, {train['epochs']:g} epochs" in said
     assert " MB of tensors at once, of " in line(said, "memory") and "free on cpu" in said
-    assert re.search(r"^  moments +0\.1 MB  of AdamW, optimizer_state: fp32$", said, re.M)
+    assert re.search(r"^  moments +[\d.]+ kB  of AdamW, optimizer_state: fp32$", said, re.M)
     assert "models/sft/" in line(said, "kept") and "epochs" not in line(said, "kept")
     shown = said.partition("what will be trained, for example:\n")[2]
     inspected = project.run("simple-llama", "inspect", "-n", "20").splitlines()
@@ -67,10 +79,86 @@ def test_another_devices_memory(project: Project) -> None:
     small = line(check("5MB"), "memory")
     assert small.startswith("memory: note: it may not fit: at most ")
     assert re.search(r"such a device \(cpu\): it fits with (activation_check|micro_b)", small)
-    with pytest.raises(InputError, match=r"got 0\.1 MB of memory, wanted 0\.1 MB for weights"):
-        check("0.05MB")
-    project.set(device="auto")
-    assert "(cuda)" in line(check("24GB"), "memory")
+    least = line(check("0.05MB"), "memory")
+    assert "it cannot fit, train would refuse it: at most " in least
+    assert "of 50.0 kB free on such a device (cpu): no setting tried fits" in least
+    for device in ("auto", "cuda"):
+        project.set(device=device)
+        said = check("24GB")
+        assert line(said, "device") == "device: cuda with 24.0 GB (--memory), instead of this " + (
+            "machine's"
+        )
+        assert "(cuda)" in line(said, "memory") and "\ntime: " not in said
+
+
+def refusal(work: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        work()
+    return str(caught.value)
+
+
+def set_up_training() -> object:
+    return set_up(Params(), torch.device("cpu"), SINGLE_PROCESS)
+
+
+def test_what_train_refuses_check_refuses_in_the_same_words(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("prepare", "tokenize"):
+        project.run("python", "-m", f"stages.{stage}")
+    set_up_training()
+    settings = (project.root / "params.yaml").read_text()
+    weights = project.root / "base/model.safetensors"
+
+    def both(said: str, **change: object) -> None:
+        """With weights, and check without them too."""
+        project.set(**change)
+        assert said in refusal(set_up_training) == refusal(check)
+        hidden = weights.rename(project.root / "elsewhere")
+        assert said in refusal(check)
+        hidden.rename(weights)
+        (project.root / "params.yaml").write_text(settings)
+
+    both("lora_rank: got 17, wanted at most 8, a target's own rank", lora_rank=17)
+    both("lora_targets: got qkv_proj, wanted", lora_rank=2, lora_targets="qkv_proj+o_proj")
+    both("cuda_graphs: got true, wanted false on cpu", cuda_graphs="true")
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate, "uses_bf16", lambda device, precision: False)
+        both("weights: got bf16, and precision: auto is fp32 on this cpu", weights="bf16")
+        patch.setattr(quantisation, "has_library", lambda: False)
+        both("lora_base: nf4 needs bitsandbytes", lora_rank=2, lora_base="nf4")
+    shape = MLAConfig(
+        q_lora_rank=None, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8
+    )
+    vocabulary = json.loads((project.root / "base/config.json").read_text())["vocab_size"]
+    own = {"max_position_embeddings": 256, "num_key_value_heads": 4, "attention_bias": True}
+    model = random_model(model_type=MLA, mla=shape, vocab_size=vocabulary, **own)
+    shutil.copytree(project.root / "base", project.root / "tokenizer")
+    shutil.rmtree(project.root / "base")
+    save_model(model, project.root / "base", project.root / "tokenizer")
+    both("lora_rank: got 2, wanted 0 for a model with latent attention", lora_rank=2)
+
+
+def test_adapters_on_tokens_that_the_base_does_not_know(project: Project) -> None:
+    project.set(prompt_format="chatml")
+    project.set(lora_rank=2)
+    said = "base has no trained embedding of <|im_start|>, <|im_end|>, and adapters learn none"
+    assert said in refusal(check)
+    (project.root / "base/model.safetensors").unlink()
+    assert said in refusal(check), "by the size of its vocabulary"
+
+
+def test_a_config_and_a_tokenizer_are_enough(project: Project) -> None:
+    whole = check("24GB")
+    (project.root / "base/model.safetensors").unlink()
+    said = check("24GB")
+    note = "note: base has no weights yet, which train needs: all is by its config.json alone\n"
+    assert said.replace(note, "") == whole
+    edit_config(project.root / "base", torch_dtype="bfloat16", dtype="bfloat16")
+    project.set(lora_rank=2)
+    half = check("24GB")
+    edit_config(project.root / "base", torch_dtype="float32", dtype="float32")
+    assert half != check("24GB"), "frozen weights that bfloat16 holds exactly take half"
 
 
 @pytest.mark.parametrize(

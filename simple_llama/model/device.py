@@ -48,6 +48,22 @@ def pick_device(name: str) -> torch.device:
     return allowed_devices(name)[0]
 
 
+def wanted_devices(name: str, count: int | Literal["auto"]) -> tuple[list[torch.device], int]:
+    """The devices that params.yaml's `device` allows, and how many of them `num_devices` means
+    (auto: all).
+
+    Raises InputError where this machine has too few; a CPU is shared by any number of processes.
+    """
+    candidates = allowed_devices(name)
+    if count == "auto":
+        count = len(candidates)
+    if candidates[0].type != "cpu" and count > len(candidates):
+        raise InputError(
+            f"num_devices: got {count}, but {len(candidates)} of device {name} are visible"
+        )
+    return candidates, count
+
+
 @contextlib.contextmanager
 def claim_devices(
     name: str, count: int | Literal["auto"], *, share: bool
@@ -58,14 +74,8 @@ def claim_devices(
 
     Raises InputError where this machine has too few.
     """
-    candidates = allowed_devices(name)
-    if count == "auto":
-        count = len(candidates)
+    candidates, count = wanted_devices(name, count)
     names = [_lock_name(device) for device in candidates]
-    if None not in names and count > len(candidates):
-        raise InputError(
-            f"num_devices: got {count}, but {len(candidates)} of device {name} are visible"
-        )
     with claim_locks(names, count=count, share=share) as places:
         yield [candidates[place] for place in places]
 

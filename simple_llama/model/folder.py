@@ -37,6 +37,7 @@ from simple_llama.model.weights import (
     check_range,
     in_bf16_if_exact,
     is_pth,
+    lacks_weights,
     read_safetensors,
     weight_files,
     write_safetensors,
@@ -137,9 +138,14 @@ def check_weights(path: str | Path) -> None:
 
 
 def is_exact_in_bf16(path: str | Path) -> bool:
-    """Whether all matrices of a model are stored in bfloat16. Headers are read, no values."""
-    if is_pth(Path(path)):
+    """Whether all matrices of a model are stored in bfloat16, by the headers of its weights, or,
+    where there are none, by its config."""
+    path = Path(path)
+    if is_pth(path):
         return False
+    if lacks_weights(path):
+        config = read_json(path / "config.json")
+        return "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
     tensors = read_safetensors(weight_files(path))
     return all(tensor.dtype == "BF16" for tensor in tensors if len(tensor.shape) > 1)
 
@@ -149,12 +155,18 @@ def check_token_rows(
 ) -> None:
     """Check that a base was trained with all control tokens, for adapters train no embeddings.
 
-    trained_vocab_size: of the tokenizer that it came with.
+    trained_vocab_size: of the tokenizer that it came with. Where there are no weights, only tokens
+    that they would have no row for are found.
 
     Raises InputError naming tokens that it was not trained with.
     """
-    _, tensors = _read_checkpoint(Path(path))
-    missing: set[int] = set()
+    path = Path(path)
+    config = load_config(path)
+    tensors: list[StoredTensor] = []
+    if not lacks_weights(path):
+        config, tensors = _read_checkpoint(path)
+    rows = min(trained_vocab_size, config.vocab_size)
+    missing = {one for one in control_ids.values() if one >= rows}
     for tensor in tensors:
         if tensor.parameter in (EMBEDDING, HEAD):
             missing |= untrained_ids(tensor.read(), trained_vocab_size, control_ids.values())
@@ -284,16 +296,23 @@ def _check_tensors(
 
 
 def check_fits(
-    path: str | Path, vocab_size: int, max_seq_len: int, *, added_tokens: int = 0
+    path: str | Path,
+    vocab_size: int,
+    max_seq_len: int,
+    *,
+    added_tokens: int = 0,
+    without_weights: bool = False,
 ) -> ModelConfig:
     """Check that a base model fits a tokenizer of vocab_size ids, the last added_tokens of which
     this project added, and examples of up to max_seq_len tokens; returns its config.
 
-    Prints where load_model will grow the vocabulary for added tokens, and warns where positions go
-    beyond those of pretraining. Raises InputError where there are no weights, other ids would have
-    no embedding, or examples may be longer than can be computed.
+    without_weights: its config.json is enough. Prints where load_model will grow the vocabulary for
+    added tokens, and warns where positions go beyond those of pretraining. Raises InputError where
+    there are no weights, other ids would have no embedding, or examples may be longer than can be
+    computed.
     """
-    weight_files(path)
+    if not (without_weights and lacks_weights(path)):
+        weight_files(path)
     config = load_config(path)
     if config.vocab_size < vocab_size - added_tokens:
         raise InputError(

@@ -6,7 +6,7 @@ trained product of two small matrices beside it. W may be held in 4 bits (QLoRA,
 On disk an adapter is a folder in PEFT's format, which loads there as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_path, write_json
+from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.quantisation import NF4Linear
 from simple_llama.model.weights import ADAPTER_CONFIG, in_bf16_if_exact, write_safetensors
-from simple_llama.params import PROJECTIONS
+from simple_llama.params import PROJECTIONS, TrainParams
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model.model."
@@ -39,6 +40,15 @@ class LoraConfig:
     """Of the input of A."""
     targets: tuple[str, ...]
     """The names of the projections that have an adapter, in every layer."""
+
+    @classmethod
+    def of(cls, params: TrainParams) -> "LoraConfig":
+        return cls(
+            rank=params.lora_rank,
+            alpha=params.lora_alpha,
+            dropout=params.lora_dropout,
+            targets=params.lora_projections,
+        )
 
 
 class LoraLinear(nn.Module):
@@ -66,29 +76,38 @@ class LoraLinear(nn.Module):
         return self.base_layer
 
 
-def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
-    """Freeze the model and give its targets adapters that change nothing yet: A as PEFT draws it,
-    uniform up to 1 / sqrt(in), B zero.
+def check_adapters(
+    config: ModelConfig, projections: Sequence[tuple[str, int, int]], lora: LoraConfig
+) -> None:
+    """Check that a model of these projections (name, rows, columns) can have the adapters.
 
     Raises InputError where the rank is more than that of a target, where the model has no such
     target, and for latent attention: nothing else could load its adapters.
     """
-    if model.config.mla:
+    if config.mla:
         raise InputError(f"lora_rank: got {lora.rank}, wanted 0 for a model with latent attention")
-    linears = list(_projections(model.layers))
-    names = {name for _, name, _ in linears}
+    names = {name for name, _, _ in projections}
     if lora.targets != PROJECTIONS and (missing := set(lora.targets) - names):
         raise InputError(
             f"lora_targets: got {', '.join(sorted(missing))}, wanted all-linear, or some of "
             f"{', '.join(sorted(names))}, which this model has"
         )
-    targets = [found for found in linears if found[1] in lora.targets]
-    most = min(min(linear.in_features, linear.out_features) for _, _, linear in targets)
+    most = min(min(sides) for name, *sides in projections if name in lora.targets)
     if lora.rank > most:
         raise InputError(f"lora_rank: got {lora.rank}, wanted at most {most}, a target's own rank")
+
+
+def add_adapters(model: Decoder, lora: LoraConfig, seed: int) -> None:
+    """Freeze the model and give its targets adapters that change nothing yet: A as PEFT draws it,
+    uniform up to 1 / sqrt(in), B zero. Raises InputError as check_adapters does."""
+    linears = list(_projections(model.layers))
+    shapes = [(name, one.out_features, one.in_features) for _, name, one in linears]
+    check_adapters(model.config, shapes, lora)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
-    for parent, name, linear in targets:
+    for parent, name, linear in linears:
+        if name not in lora.targets:
+            continue
         adapted = LoraLinear(linear, lora)
         nn.init.kaiming_uniform_(adapted.lora_A.weight, 5**0.5, generator=generator)
         nn.init.zeros_(adapted.lora_B.weight)

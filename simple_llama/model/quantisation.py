@@ -26,12 +26,21 @@ SPAN = 2**20
 each."""
 
 
+INSTALL = "pip install -e '.[qlora]'"
+"""What quantises is not among what is installed first."""
+
+
+def has_library() -> bool:
+    """Whether what quantises is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def require_library() -> None:
     """Raises InputError where what quantises is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not has_library():
         raise InputError(
-            "lora_base: nf4 needs bitsandbytes, which is not installed: "
-            "pip install -e '.[qlora]', or lora_base: bf16"
+            f"lora_base: nf4 needs bitsandbytes, which is not installed: {INSTALL}, or "
+            "lora_base: bf16"
         )
 
 

@@ -86,6 +86,16 @@ def weight_files(path: str | Path) -> list[Path]:
     return _shards(path)
 
 
+def lacks_weights(path: str | Path) -> bool:
+    """Whether this is a folder with a config.json and nothing that could be weights: no
+    safetensors, no adapter, no pickled file."""
+    path = Path(path)
+    return (path / "config.json").is_file() and not any(
+        file.suffix in (".safetensors", *PICKLED) or file.name == ADAPTER_CONFIG
+        for file in path.iterdir()
+    )
+
+
 def _for_base(folder: Path) -> str:
     config = read_json(folder / ADAPTER_CONFIG)
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None

@@ -1,7 +1,7 @@
 """What a training will take of a device's memory, before anything is loaded, and which settings fit
 where it does not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -11,8 +11,10 @@ from simple_llama.data.batches import Indices, balanced_max_tokens, micro_batche
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.model import packing
+from simple_llama.model.config import ModelConfig
 from simple_llama.model.device import device_memory, uses_bf16
 from simple_llama.model.folder import is_exact_in_bf16, load_config
+from simple_llama.model.quantisation import INSTALL, has_library
 from simple_llama.params import TrainParams
 from simple_llama.training.fitting import fitting
 from simple_llama.training.gradients import packs
@@ -74,6 +76,13 @@ class Device:
         return self.free is None or peak <= self.free * SHARES.get(self.kind, SHARE)
 
 
+def packs_on(device: Device, config: ModelConfig, params: TrainParams) -> bool:
+    """Whether micro-batches are packed there."""
+    wide = packing.kernel_width(config) > packing.MAX_HEAD_DIM
+    varlen = device.varlen and not wide
+    return packs(config, params, device.kind, half=device.half, varlen=varlen)
+
+
 def shape_of(base: str, vocab_size: int) -> Shape:
     """Of a base model with an embedding for each of vocab_size ids. Raises InputError."""
     config = load_config(base)
@@ -85,8 +94,17 @@ class Estimate:
     """Of a training on some tokens. What it takes is that of the first epoch's longest step."""
 
     def __init__(
-        self, shape: Shape, params: TrainParams, tokens: Tokens, device: Device, ranks: int = 1
+        self,
+        shape: Shape,
+        params: TrainParams,
+        tokens: Tokens,
+        device: Device,
+        ranks: int = 1,
+        *,
+        check: Callable[[TrainParams], None] = lambda params: None,
     ) -> None:
+        """check: raises InputError where the training would not accept params."""
+        self._check = check
         self.shape, self.params, self.device = shape, params, device
         self.tokens, self.ranks = tokens, ranks
         plan = plan_training(len(tokens), params)
@@ -109,10 +127,7 @@ class Estimate:
 
     @property
     def packed(self) -> bool:
-        device, config = self.device, self.shape.config
-        wide = packing.kernel_width(config) > packing.MAX_HEAD_DIM
-        varlen = device.varlen and not wide
-        return packs(config, self.params, device.kind, half=device.half, varlen=varlen)
+        return packs_on(self.device, self.shape.config, self.params)
 
     def _computed(self, tokens_at_once: int) -> Load:
         pad_to = None if self.params.dynamic_padding else self.params.max_seq_len
@@ -135,14 +150,19 @@ class Estimate:
         """'activation_checkpointing: blocks and micro_batch_tokens: 512', with which it fits."""
 
         def fits(params: TrainParams) -> bool:
-            needs_half = params.weights == "bf16" and not self.device.half
-            return not needs_half and self.device.holds(self.of(params).peak)
+            try:
+                self._check(params)
+            except InputError:
+                return False
+            return self.device.holds(self.of(params).peak)
 
-        adapters = self.shape.config.mla is None
-        found = fitting(self.params, fits, self.longest, adapters=adapters)
+        found = fitting(self.params, fits, self.longest)
         if found is None:
             return "no setting tried fits"
-        return "it fits with " + " and ".join(f"{key}: {value}" for key, value in found.items())
+        said = "it fits with " + " and ".join(f"{key}: {value}" for key, value in found.items())
+        if found.get("lora_base") == "nf4" and not has_library():
+            said += f" (after {INSTALL})"
+        return said
 
     def verdict(self) -> str:
         """'at most 12.1 GB of tensors at once, of 22.1 GB free on cpu', and what would fit."""
@@ -168,14 +188,20 @@ class Estimate:
         }
         for name, (taken, why) in rows.items():
             yield f"  {name:<12}{size(taken):>9}  {why}"
+        yield "  not all of it is held at the same time"
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether weights and moments alone are more than the device has."""
+        return self.device.total is not None and self.footprint.least > self.device.total
 
     def check(self) -> str | None:
-        """A note where it may not fit. Raises InputError where it cannot: weights and moments
-        alone are more than the device has."""
-        total = self.device.total
-        if total is not None and self.footprint.least > total:
+        """A note where it may not fit. Raises InputError where it cannot, as it exceeds the
+        device."""
+        if self.exceeds:
+            assert self.device.total is not None
             raise InputError(
-                f"{self.device.name}: got {size(total)} of memory, wanted "
+                f"{self.device.name}: got {size(self.device.total)} of memory, wanted "
                 f"{size(self.footprint.least)} for weights and moments alone: {self.changes()}"
             )
         return None if self.fits else f"note: the training may take {self.verdict()}"
@@ -183,7 +209,10 @@ class Estimate:
 
 def size(count: int) -> str:
     """'1.3 GB' of bytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count / 1e3:,.1f} kB"
 
 
 def millions(count: int) -> str:

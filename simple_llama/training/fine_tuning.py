@@ -53,6 +53,16 @@ def fine_tuning_method(params: TrainParams, base: str, tokenizer: Path) -> FineT
     )
 
 
+def check_weights_type(params: TrainParams, device: str, *, half: bool) -> None:
+    """Raises InputError where weights are to be held in bfloat16 and a kind of device does not
+    compute in it. half: whether it does."""
+    if params.weights == "bf16" and not half:
+        raise InputError(
+            f"weights: got bf16, and precision: auto is fp32 on this {device}, wanted "
+            "weights: fp32, or precision: bf16"
+        )
+
+
 class FullFineTuning:
     """Full fine-tuning."""
 
@@ -60,15 +70,10 @@ class FullFineTuning:
         self.tokenizer = tokenizer
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
-        """Raises InputError where weights are to be held in bfloat16 and the device does not
-        compute in it."""
+        """Raises InputError as check_weights_type does."""
+        device = model.embed_tokens.weight.device
+        check_weights_type(params, device.type, half=uses_bf16(device, params.precision))
         if params.weights == "bf16":
-            device = model.embed_tokens.weight.device
-            if not uses_bf16(device, params.precision):
-                raise InputError(
-                    f"weights: got bf16, and precision: auto is fp32 on this {device.type}, wanted "
-                    "weights: fp32, or precision: bf16"
-                )
             for name, parameter in model.named_parameters():
                 if parameter.ndim >= 2:  # norms and biases are small, and near one coarse
                     check_range(parameter.data, torch.bfloat16, name)
@@ -91,12 +96,7 @@ class LoraFineTuning:
 
     def __init__(self, params: TrainParams, base: str, tokenizer: Path) -> None:
         self.base, self.tokenizer = base, tokenizer
-        self.lora = LoraConfig(
-            rank=params.lora_rank,
-            alpha=params.lora_alpha,
-            dropout=params.lora_dropout,
-            targets=params.lora_projections,
-        )
+        self.lora = LoraConfig.of(params)
 
     def prepare(self, model: Decoder, params: TrainParams) -> None:
         if params.lora_base == "nf4":

@@ -32,18 +32,15 @@ CHANGES: tuple[Change, ...] = (
 Fits = Callable[[TrainParams], bool]
 
 
-def fitting(
-    params: TrainParams, fits: Fits, longest: int, *, adapters: bool = True
-) -> dict[str, Any] | None:
+def fitting(params: TrainParams, fits: Fits, longest: int) -> dict[str, Any] | None:
     """Other values of params with which it fits, by name, none where it fits as it is; None: there
-    are none among the changes. longest: tokens of the longest example; adapters: whether the model
-    can have them."""
+    are none among the changes. longest: tokens of the longest example."""
     smallest = min(params.tokens_at_once, _power_above(longest))
     taken: list[Change] = []
     if not fits(replace(params, micro_batch_tokens=smallest)):
         for change in CHANGES:
-            if "lora_rank" in change and (params.lora_rank or not adapters):
-                continue  # it has them, or cannot
+            if "lora_rank" in change and params.lora_rank:
+                continue  # it has them
             if _changed(params, [*taken, change], smallest) is None:
                 continue
             taken.append(change)

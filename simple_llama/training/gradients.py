@@ -165,11 +165,7 @@ class GradientAccumulator:
         return loss
 
     def _graphs(self) -> CudaGraphs:
-        if self.device.type != "cuda" or not self.packing:
-            raise InputError(
-                f"cuda_graphs: got true, wanted false on {self.device} or without packed "
-                "micro-batches"
-            )
+        check_cuda_graphs(self.device.type, packed=self.packing)
         return CudaGraphs(self.model, self.params.precision)
 
     def _replayed(self, batch: MicroBatch, supervised: int) -> Tensor | None:
@@ -217,6 +213,14 @@ def packs(
     else:
         fast = half and varlen and config.attn_logit_softcapping is None
     return fast and params.use_flash_attention and params.dynamic_padding
+
+
+def check_cuda_graphs(device: str, *, packed: bool) -> None:
+    """Raises InputError where micro-batches cannot be captured on a kind of device."""
+    if device != "cuda" or not packed:
+        raise InputError(
+            f"cuda_graphs: got true, wanted false on {device} or without packed micro-batches"
+        )
 
 
 def _warn(what: str, error: Exception) -> None:

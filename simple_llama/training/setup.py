@@ -9,15 +9,16 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import uses_bf16
-from simple_llama.model.folder import check_fits, check_token_rows, load_model
-from simple_llama.model.quantisation import require_library, weight_count
+from simple_llama.model.folder import load_model
+from simple_llama.model.quantisation import weight_count
 from simple_llama.params import BaseParams, Params, TrainParams
 from simple_llama.training.distributed import Ranks
-from simple_llama.training.estimate import Device, Estimate, shape_of
+from simple_llama.training.estimate import Device
 from simple_llama.training.fine_tuning import FineTuning, fine_tuning_method
 from simple_llama.training.inputs import TOKENS_DEP
 from simple_llama.training.loop import plan_training
 from simple_llama.training.optimizer import trainable_parameters
+from simple_llama.training.requirements import Requirements
 from simple_llama.training.state import TrainingData
 
 TOKENIZER = Path(TOKENS_DEP, "tokenizer")
@@ -80,13 +81,10 @@ def _base_model(
     device: torch.device,
     ranks: Ranks,
 ) -> Decoder:
-    check_fits(base, tokenizer.vocab_size, params.max_seq_len, added_tokens=tokenizer.added_tokens)
-    if params.lora_base == "nf4":
-        require_library()
-    if params.lora_rank:
-        check_token_rows(base, tokenizer.base_vocab_size, tokenizer.control_ids)
-    shape, here = shape_of(base, tokenizer.vocab_size), Device.real(device, params)
-    note = Estimate(shape, params, tokens, here, ranks.world_size).check()
+    here = Device.real(device, params)
+    wanted = Requirements.of(base, tokenizer, params, here)
+    wanted.check(params)
+    note = wanted.estimate(params, tokens, ranks.world_size).check()
     if note and ranks.is_main:
         print(note, flush=True)
     return load_model(

@@ -323,6 +323,8 @@ def test_check_says_what_is_wrong_with_the_base(
     save_file(state, path)
     assert "base: 1 tensors are missing, first 'norm.weight'" in refusal(check)
     path.unlink()
+    assert "note: base has no weights yet, which train needs" in check()
+    (tmp_path / "base/pytorch_model.bin").write_bytes(b"\x80")
     assert "base: no weights, wanted model.safetensors" in refusal(check)
     (tmp_path / "base/adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
     assert "base: a PEFT adapter for x, not a whole model" in refusal(check)

@@ -188,10 +188,12 @@ EIGHT = config(
 """Llama 3's 8 billion."""
 
 
-def of_eight(memory: int, **settings: object) -> Estimate:
+def of_eight(
+    memory: int, check: Callable[[TrainParams], None] = lambda params: None, **settings: object
+) -> Estimate:
     given = params(device="auto", precision="auto", max_seq_len=2048, batch_size=8, **settings)
-    device = Device.imagined(memory, given)
-    return Estimate(Shape(EIGHT, exact_in_bf16=True), given, some_tokens(2000, 16), device)
+    device, shape = Device.imagined(memory, given), Shape(EIGHT, exact_in_bf16=True)
+    return Estimate(shape, given, some_tokens(2000, 16), device, check=check)
 
 
 def test_bytes_of_eight_billion_weights() -> None:
@@ -221,6 +223,17 @@ def test_the_least_change_that_fits(memory: int, wanted: dict[str, object] | Non
     assert said in one.verdict() or one.fits
 
 
+def test_proposed_is_only_what_train_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(params: TrainParams) -> None:
+        if params.lora_rank:
+            raise InputError("lora_rank: got 16, wanted 0")
+
+    assert "lora_rank" in of_eight(24 * GB).changes()
+    assert of_eight(24 * GB, refuse).changes() == "no setting tried fits"
+    monkeypatch.setattr(estimates, "has_library", lambda: False)
+    assert of_eight(12 * GB).changes().endswith("lora_base: nf4 (after pip install -e '.[qlora]')")
+
+
 def test_changes_are_taken_in_their_order_and_only_where_they_are_needed() -> None:
     def needs(**least: object) -> Callable[[TrainParams], bool]:
         return lambda given: (
@@ -248,14 +261,29 @@ def test_refused_is_only_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
-    [("24GB", 24 * GB), ("24GiB", 24 * 2**30), ("1.5 GB", 1.5 * GB), ("800MiB", 800 * 2**20)],
+    ("text", "wanted"),
+    [
+        ("24GB", 24 * GB),
+        ("24 GB", 24 * GB),
+        ("24GiB", 24 * 2**30),
+        ("1.5 GB", 1.5 * GB),
+        ("800MiB", 800 * 2**20),
+        ("9999999GB", 9_999_999 * GB),
+    ],
 )
-def test_sizes(text: str, size: float) -> None:
-    assert read_size(text) == size
+def test_sizes(text: str, wanted: float) -> None:
+    assert read_size(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "24", "24gb", "24G", "-1GB", "0GB", "nanGB", "1e3GB", "٣GB"])
+def test_sizes_are_said_with_a_unit_of_theirs() -> None:
+    sizes = (12_000, 999_900, 2_750_000, 24 * GB, 9_999_999 * GB)
+    said = ["12.0 kB", "999.9 kB", "2.8 MB", "24.0 GB", "9,999,999.0 GB"]
+    assert [estimates.size(one) for one in sizes] == said
+
+
+@pytest.mark.parametrize(
+    "text", ["", "24", "24gb", "24G", "24g", "-1GB", "0GB", "0.0MB", "nanGB", "1e3GB", "٣GB"]
+)
 def test_a_size_without_its_unit_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--memory: got .*, wanted a size such as 24GB"):
         read_size(text)
