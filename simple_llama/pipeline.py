@@ -8,13 +8,11 @@ from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import digest_tree
-from simple_llama.stage_code import list_code
+from simple_llama.stage_code import LISTINGS, list_code
 from simple_llama.strict_yaml import read_mapping
 
 PIPELINE_FILES = ("dvc.yaml", "models/demo/dvc.yaml")
 """The pipelines of the project. All their paths are relative to the project's root."""
-CODE = Path("data/code")
-"""An out of the stage `code`, which writes a file for each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def dep_digest(dep: str, values: Mapping[str, Any]) -> str:
     Raises InputError, or OSError where the dependency is missing.
     """
     path = dep_path(dep, values)
-    if path.parent == CODE:
+    if path.parent == LISTINGS:
         return sha256(list_code(path.stem).encode()).hexdigest()
     return digest_tree(path)
 

@@ -8,13 +8,14 @@ from tqdm import tqdm
 from simple_llama.data.mixture import MIXTURE_FILE
 from simple_llama.data.preparation import prepare
 from simple_llama.data.sources import unread_files
-from simple_llama.errors import one_line_errors, printable
+from simple_llama.errors import printable
 from simple_llama.files import write_json
 from simple_llama.params import Params, PrepareParams
+from simple_llama.stage_code import as_stage
 
 
 def main() -> None:
-    with one_line_errors():
+    with as_stage("stages.prepare"):
         params = Params().section(PrepareParams)
         # shows progress on a terminal if it takes longer than 3 seconds
         watch = partial(tqdm, desc="prepare", unit=" examples", delay=3, disable=None)

@@ -7,16 +7,16 @@ from typing import Any
 from tqdm import tqdm
 
 from simple_llama.data.encoding import open_tokenizer, prepared_bytes, tokenize
-from simple_llama.errors import one_line_errors
 from simple_llama.files import write_json
 from simple_llama.params import Params, TokenizeParams
+from simple_llama.stage_code import as_stage
 
 PREPARED = "data/prepared"
 DROPPED = "data/tokens/dropped.jsonl"
 
 
 def main() -> None:
-    with one_line_errors():
+    with as_stage("stages.tokenize"):
         params = Params().section(TokenizeParams)
         tokenizer = open_tokenizer(params)
         print(tokenizer.description, flush=True)

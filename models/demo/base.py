@@ -15,17 +15,19 @@ from models.demo.texts import documents
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.prompt_formats import CONTROL_TOKENS
 from simple_llama.data.tokens import Tokens
-from simple_llama.errors import InputError, one_line_errors
+from simple_llama.errors import InputError
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import save_model
 from simple_llama.params import Params, TrainParams
+from simple_llama.stage_code import as_stage
 from simple_llama.training.console import Console
 from simple_llama.training.loop import train
 from simple_llama.training.state import TrainingData
 
 BASE = Path("models/demo/base")
+CODE, LISTED_BY = Path("models/demo/code"), "dvc repro models/demo/dvc.yaml:demo_code"
 START, END = "<SOS>", "<EOS>"
 """Tokens at the start and end of each document."""
 
@@ -66,7 +68,7 @@ class Saver(Console):
 
 
 def main() -> None:
-    with one_line_errors(), TemporaryDirectory() as folder:
+    with as_stage("models.demo.base", CODE, LISTED_BY), TemporaryDirectory() as folder:
         all_params = Params("models/demo/params.yaml", (DemoParams, TrainParams))
         shape, params = all_params.section(DemoParams), all_params.section(TrainParams)
         texts = list(documents(params.seed))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from simple_llama.errors import InputError
 from simple_llama.params import Params
-from simple_llama.pipeline import CODE, dep_digest, dep_path, read_stages
+from simple_llama.pipeline import dep_digest, dep_path, read_stages
 from simple_llama.process import main_root
+from simple_llama.stage_code import LISTINGS
 from simple_llama.sweep.picture import draw
 from simple_llama.sweep.ranges import Ranges
 from simple_llama.sweep.trial import TrialFailed, TrialPruned, run_trial
@@ -102,14 +103,14 @@ def _check_same(study: "optuna.Study", ranges: Ranges, params: Params, path: Pat
 def _all_else(ranges: Ranges, params: Params) -> dict[str, str]:
     """What a trial's result depends on besides the ranges: the other params of the stages, and the
     digests of the files that stages read and no stage writes."""
-    stages = [stage for stage in read_stages().values() if CODE not in stage.outs]
+    stages = [stage for stage in read_stages().values() if LISTINGS not in stage.outs]
     written = [out for stage in stages for out in stage.outs]
     values, found = params.values, dict[str, str]()
     for stage in stages:
         found |= {name: str(values[name]) for name in stage.params if name not in ranges.params}
         for dep in {*stage.deps} - {*found}:
             path = dep_path(dep, values)
-            if path.parent == CODE or (
+            if path.parent == LISTINGS or (
                 path.exists() and not any(path.is_relative_to(out) for out in written)
             ):
                 found[dep] = dep_digest(dep, values)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from simple_llama.errors import InputError, one_line_errors
+from simple_llama.errors import InputError
 from simple_llama.model.device import allowed_devices, claim_devices, use_deterministic_algorithms
 from simple_llama.params import ExecutionParams, Params, ProcessParams
 from simple_llama.process import dvc_process_id, terminate_with
+from simple_llama.stage_code import as_stage
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks, init_process_group
 
 Work = Callable[[torch.device, Ranks], None]
@@ -27,7 +28,7 @@ StageWork = Callable[[torch.device, Ranks, Params], None]
 def run_stage(module: str, owner: type[ExecutionParams], work: StageWork) -> None:
     """The main() of a stage that computes on devices: read params.yaml, run `work` on the devices
     that the values of `owner` name, and end on a user's mistake in one line."""
-    with one_line_errors():
+    with as_stage(module):
         params = Params()
         run_on_devices(
             module,

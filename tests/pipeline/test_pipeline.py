@@ -171,6 +171,27 @@ def test_a_change_of_code_reruns_the_stages_that_run_it(
 
 
 @pytest.mark.slow
+def test_a_stage_alone_keeps_no_result_of_code_that_is_not_listed(project: Project) -> None:
+    loop = project.root / "simple_llama/training/loop.py"
+    loop.write_text(loop.read_text() + "MORE = 1\n")
+    project.set(sample_prompts=0, max_steps=3)
+    before = (project.root / "dvc.lock").read_text()
+    for command in (("repro", "-s", "train"), ("exp", "run", "-s", "train")):
+        said = project.run("dvc", *command, fails=True)
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "data/code/stages.train.txt: lists other code than this stage runs" in line
+        assert "(simple_llama/training/loop.py), " in line
+        assert "Traceback" not in said
+        assert (project.root / "dvc.lock").read_text() == before
+    (project.root / "simple_llama/training/.#loop.py").symlink_to("an-editor@here.1")
+    project.run("dvc", "repro", "code")
+    project.run("dvc", "repro", "-s", "train")
+    assert (project.root / "dvc.lock").read_text() != before
+    project.run("git", "checkout", "-q", "--", ".")
+    project.run("dvc", "checkout")
+
+
+@pytest.mark.slow
 def test_the_published_model_is_transformers_own(project: Project) -> None:
     import transformers
 

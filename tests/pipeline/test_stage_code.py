@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simple_llama.errors import InputError
-from simple_llama.stage_code import EXEMPT_PATHS, list_code
+from simple_llama.stage_code import EXEMPT_PATHS, LISTINGS, as_stage, list_code
 from tests.support.project import ROOT
 
 MODULE = '''"""Head."""
@@ -106,6 +106,8 @@ def test_a_template_beside_a_module_counts(project: Path) -> None:
     Path("package/sub/page.jinja").write_text("<b>")
     assert list_code("stages.one") != before
     Path("package/sub/.page.jinja.swp").write_text("an editor's")
+    Path("package/sub/._page.jinja").write_text("a file manager's")
+    Path("package/sub/.#page.jinja").symlink_to("somebody@nowhere.1")
     Path("package/other.py").write_text("1")
     Path("package/sub/page.jinja").write_text("<p>")
     assert list_code("stages.one") == before
@@ -143,6 +145,75 @@ def test_what_is_missing_or_no_python_is_named(project: Path) -> None:
     Path("package/lazy.py").write_text("def")
     with pytest.raises(InputError, match=r"^package/lazy\.py: line 1: invalid syntax"):
         list_code("stages.one")
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("import package.gone", "package.gone"),
+        ("def f():\n    from package.sub.gone import g", "package.sub.gone"),
+        ("from package import gone", "package.gone"),
+        ("from package.sub import deep, gone", "package.sub.gone"),
+        ("from .sub import gone", "package.sub.gone"),
+    ],
+)
+def test_a_deleted_module_that_is_imported_is_named(project: Path, line: str, wanted: str) -> None:
+    Path("package/lazy.py").write_text(line)
+    place = rf"^package/lazy\.py: line {line.count(chr(10)) + 1}: "
+    with pytest.raises(InputError, match=f"{place}imports {wanted}, wanted a module of this "):
+        list_code("stages.one")
+
+
+@pytest.mark.parametrize(
+    ("init", "line"),
+    [
+        ("from package.sub.deep import g as h", "from package import h"),
+        ("def h(): pass", "from . import h"),
+        ("def __getattr__(name): return name", "from package import h"),
+        ("", "from package.sub.deep import h"),
+        ("", "from package import *"),
+        ("", "import package.sub, yaml, json.decoder"),
+        ("", "from data import load"),
+    ],
+)
+def test_what_no_module_has_to_be_is_not(project: Path, init: str, line: str) -> None:
+    """A name in a package or a module; a package without __init__.py; an installed one that has the
+    name of a folder of data."""
+    Path("data").mkdir()
+    Path("data/rows.json").touch()
+    Path("package/__init__.py").write_text(init)
+    Path("package/lazy.py").write_text(line)
+    assert "package/lazy.py" in files()
+
+
+def test_a_stage_that_dvc_runs_stops_where_another_code_is_listed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def run() -> None:
+        with as_stage("stages.one"):
+            ran.append("stages.one")
+
+    monkeypatch.setenv("DVC_STAGE", "one")
+    run()
+    assert len(ran) == 1, "nothing is listed"
+    LISTINGS.mkdir(parents=True)
+    listing = LISTINGS / "stages.one.txt"
+    listing.write_text(list_code("stages.one"))
+    Path("stages/one.py").write_text(MODULE.replace("# a comment", "# another"))
+    run()
+    assert len(ran) == 2, "a comment"
+    Path("package/lazy.py").write_text("from package.other import g\n")
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    said = str(stopped.value)
+    assert said.startswith(f"error: {listing}: lists other code than this stage runs (package/")
+    assert "lazy.py and 3 more), " in said and said.endswith("`dvc repro code` before this stage")
+    assert "\n" not in said and len(ran) == 2
+    monkeypatch.delenv("DVC_STAGE")
+    run()
+    assert len(ran) == 3, "by hand"
 
 
 @pytest.mark.parametrize("stage", ["prepare", "tokenize", "baseline", "train", "evaluate"])

@@ -47,9 +47,10 @@ TOKENS = (
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project's files, with a base model and tokens that are text."""
     monkeypatch.chdir(tmp_path)
-    for name in ("dvc.yaml", "params.yaml", "requirements.lock", *CODE):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
+    for name in ("dvc.yaml", "params.yaml", "requirements.lock"):
         shutil.copyfile(ROOT / name, name)
+    for name in ("simple_llama", "stages"):
+        shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
     for folder, names in (("models/demo/base", BASE), ("data/tokens", TOKENS)):
         for name in names:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
