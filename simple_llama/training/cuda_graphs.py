@@ -2,8 +2,8 @@
 is most of a small model's time.
 
 A graph is of one shape, and reads and writes the same memory each time. So packed micro-batches are
-padded to few shapes (`MicroBatch.in_fixed_shape`) and copied to their graph's inputs, and the
-gradients that it leaves are added to the parameters' outside of it.
+padded to few shapes (`MicroBatch.in_fixed_shape`) and copied to their graph's inputs, and every
+graph adds its gradients to the same tensors, which become the parameters' `grad`.
 """
 
 from collections.abc import Callable
@@ -19,69 +19,102 @@ from simple_llama.model.device import autocast
 from simple_llama.training.loss import summed_loss
 
 MAX_GRAPHS = 32
-"""Each has memory of its own. Micro-batches of further shapes are computed without a graph."""
+"""Capturing takes longer than a few steps. Micro-batches of further shapes are computed, to the
+same bytes, without a graph."""
 
 Work = Callable[[], None]
+Capture = Callable[[Work], Work]
+"""Makes of work a function that replays it."""
 
 
-def capture(work: Work) -> Work:
-    """A function that replays this work. PyTorch wants it done before capture, on a side stream."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
+def shared_capture() -> Capture:
+    """Captures whose graphs have their memory in common: what one computes is used before another
+    is replayed."""
+    pool = None
+
+    def capture(work: Work) -> Work:
+        nonlocal pool
+        # PyTorch wants it done before, on a side stream
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
             work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        pool = graph.pool()
+        return graph.replay
+
+    return capture
 
 
 class CudaGraphs:
     """The graphs of one model, by shape."""
 
     def __init__(
-        self, model: Decoder, precision: str, captured: Callable[[Work], Work] = capture
+        self, model: Decoder, precision: str, new_capture: Callable[[], Capture] = shared_capture
     ) -> None:
-        self.model, self.precision, self.captured = model, precision, captured
-        self.known: dict[tuple[int, ...], _Graph] = {}
-
-    def compute(self, batch: MicroBatch, scale: float) -> Tensor | None:
-        """The loss of a batch in fixed shape, times scale; its gradients are added to the
-        parameters'. None: there are MAX_GRAPHS graphs of other shapes already."""
-        shape = (batch.ids.shape[1], len(batch.targets))
-        if shape not in self.known:
-            if len(self.known) >= MAX_GRAPHS:
-                return None
-            self.known[shape] = _Graph(self, batch)
-        return self.known[shape].compute(batch, scale)
+        self.model, self.precision, self.new_capture = model, precision, new_capture
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.trained[0].device
+        self.clear()
 
     def clear(self) -> None:
-        """Give their memory back."""
-        self.known.clear()
+        """Give the graphs' memory back."""
+        self.known: dict[tuple[int, ...], _Computation] = {}
+        self.gradients: list[Tensor] = []
+        self.capture = self.new_capture()
+
+    def compute(self, batch: MicroBatch, scale: float) -> Tensor:
+        """The loss of a batch in fixed shape, times scale; its gradients are added to the
+        parameters'."""
+        self._hold_gradients()
+        shape = (batch.ids.shape[1], len(batch.targets))
+        computation = self.known.get(shape)
+        if computation is None:
+            computation = _Computation(self, batch)
+            if len(self.known) < MAX_GRAPHS:
+                # what is tried before capture must not move on the random numbers of dropout: a
+                # training that is continued captures at other steps
+                devices = [self.device] if self.device.type == "cuda" else []
+                with torch.random.fork_rng(devices):
+                    computation.replay = self.capture(computation.add)
+                self.known[shape] = computation
+        return computation.compute(batch, scale)
+
+    def _hold_gradients(self) -> None:
+        """Let the parameters' gradients be those that the graphs add to."""
+        if not self.gradients:
+            self.gradients = [torch.zeros_like(p) for p in self.trained]
+        if self.trained[0].grad is None:  # the first micro-batch of a step
+            torch._foreach_zero_(self.gradients)
+            for parameter, gradient in zip(self.trained, self.gradients, strict=True):
+                parameter.grad = gradient
 
 
-class _Graph:
+class _Computation:
+    """Loss and gradients of micro-batches of one shape."""
+
     def __init__(self, graphs: CudaGraphs, batch: MicroBatch) -> None:
-        model = graphs.model
-        device = next(model.parameters()).device
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.scale = torch.ones((), device=device)
+        self.graphs = graphs
+        # 0 until a batch is computed: what is tried before capture adds nothing to the gradients
+        self.scale = torch.zeros((), device=graphs.device)
         # later batches are copied into these, so they must not be the given tensors
-        copies: Any = {name: x.to(device, copy=True) for name, x in _tensors(batch).items()}
+        copies: Any = {name: x.to(graphs.device, copy=True) for name, x in _tensors(batch).items()}
         self.batch = replace(batch, **copies)
         self.loss = self.scale
-        self.gradients: tuple[Tensor, ...] = ()
+        self.replay: Work = self.add
 
-        def work() -> None:
-            # captured too, or the weights would be cast once for all replays
-            with autocast(device, graphs.precision):
-                loss = summed_loss(model, self.batch) * self.scale
-            self.gradients = torch.autograd.grad(loss, self.trained)
-            self.loss = loss.detach()
-
-        self.replay = graphs.captured(work)
+    def add(self) -> None:
+        """Compute the loss, and add its gradients."""
+        graphs = self.graphs
+        # within: otherwise the weights would be cast once for all replays
+        with autocast(graphs.device, graphs.precision):
+            loss = summed_loss(graphs.model, self.batch) * self.scale
+        torch._foreach_add_(graphs.gradients, list(torch.autograd.grad(loss, graphs.trained)))
+        self.loss = loss.detach()
 
     def compute(self, batch: MicroBatch, scale: float) -> Tensor:
         self.scale.fill_(scale)
@@ -89,14 +122,6 @@ class _Graph:
         for name, tensor in _tensors(self.batch).items():
             tensor.copy_(given[name])
         self.replay()
-        # few kernels for all parameters, as in PyTorch's clipping and its fused AdamW
-        held = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        if held:
-            torch._foreach_add_(held, list(self.gradients))
-        else:
-            copies = torch._foreach_mul(list(self.gradients), 1.0)
-            for parameter, copy in zip(self.trained, copies, strict=True):
-                parameter.grad = copy
         return self.loss.clone()
 
 

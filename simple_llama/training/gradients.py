@@ -142,6 +142,8 @@ class GradientAccumulator:
         """Compile the layers and try them on these examples; where that fails, warn and do
         without."""
         self.compiled = True
+        if self.graphs:
+            self.graphs.clear()  # they replay what is not compiled
         try:
             compile_layers(self.model)
             self.compute(examples, 0)
@@ -169,7 +171,7 @@ class GradientAccumulator:
         return CudaGraphs(self.model, self.params.precision)
 
     def _replayed(self, batch: MicroBatch, supervised: int) -> Tensor | None:
-        """A micro-batch's part of the loss by a CUDA graph, or None where there is none for it."""
+        """A micro-batch's part of the loss by a CUDA graph, or None where capturing fails."""
         assert self.graphs is not None
         params = self.params
         fixed = batch.in_fixed_shape(params.examples_per_step, params.max_seq_len, self.data.pad_id)

@@ -1,5 +1,6 @@
 """Trainings of a second: examples, params, and a callback that remembers all it hears."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,19 @@ class Listener:
 
     def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
         pass
+
+
+class Keeper(Listener):
+    """Keeps a snapshot of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.snapshots: list[Snapshot] = []
+
+    def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
+        now = snapshot()
+        tensors = {name: tensor.clone() for name, tensor in now.tensors.items()}
+        self.snapshots.append(Snapshot(copy.copy(now.progress), tensors))
 
 
 def run(

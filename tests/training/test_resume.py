@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from simple_llama.training.resume import (
     remove_published,
 )
 from simple_llama.training.state import Diverged, Progress, Snapshot
-from tests.support.trainings import Listener, data, new_model, params
+from tests.support.trainings import Keeper, Listener, data, new_model, params
 
 SETTINGS = params(
     dropout=0.2,
@@ -44,19 +43,6 @@ def tuned_model(settings: TrainParams) -> Decoder:
     model = new_model(settings.dropout)
     fine_tuning_method(settings, "base", Path("tokenizer")).prepare(model, settings)
     return model
-
-
-class Keeper(Listener):
-    """Keeps a snapshot of every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.snapshots: list[Snapshot] = []
-
-    def on_step_end(self, snapshot: Callable[[], Snapshot], *, epoch_ended: bool) -> None:
-        now = snapshot()
-        tensors = {name: tensor.clone() for name, tensor in now.tensors.items()}
-        self.snapshots.append(Snapshot(copy.copy(now.progress), tensors))
 
 
 @pytest.mark.parametrize(
