@@ -38,20 +38,33 @@ class KVCache:
         """Store k and v (B, G, T, K) behind the cached ones; return all, (B, G, S, K)."""
         end = self.length + k.shape[2]
         if end > self.capacity:
-            self._grow(max(end, 2 * self.capacity))
+            self.reserve(max(end, 2 * self.capacity))
         if layer == len(self.keys):
             for stored, new in ((self.keys, k), (self.values, v)):
-                stored.append(new.new_empty((*new.shape[:2], self.capacity, new.shape[3])))
+                stored.append(new.new_zeros((*new.shape[:2], self.capacity, new.shape[3])))
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def _grow(self, capacity: int) -> None:
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many positions."""
+        if capacity <= self.capacity:
+            return
         for stored in (self.keys, self.values):
             for layer, old in enumerate(stored):
-                stored[layer] = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+                # zeros: what is not filled yet may be hidden, but must be numbers
+                stored[layer] = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 stored[layer][:, :, : self.length] = old[:, :, : self.length]
         self.capacity = capacity
+
+    def positions(self, new: int) -> Tensor:
+        """Of the `new` next tokens in their rows, (B, T)."""
+        places = torch.arange(new, device=self.padding.device) + self.length
+        return (places - self.padding[:, None]).clamp_min(0)
+
+    def advance(self, new: int) -> None:
+        """So many tokens have been appended in every layer."""
+        self.length += new
 
     def mask(self, new: int) -> Cached | None:
         """What the `new` last of the S positions may see; None where causality alone decides."""
@@ -192,8 +205,8 @@ def attend(
     if softcap is not None or not fused:
         kernel = partial(plain_attention, scale=scale, softcap=softcap)
     if T == 1:
-        low = 0 if window is None else S - window
-        seen = None if mask is None else mask.mask(1, low, S, q.device)
+        low = 0 if window is None or (mask and mask.place is not None) else S - window
+        seen = None if mask is None else mask.mask(1, low, S, q.device, window)
         q = q.view(B, -1, share, K)  # heads that share keys as queries of one head: no copies
         return kernel(q, k[:, :, low:], v[:, :, low:], attn_mask=seen).reshape(B, H, T, -1)
     if share > 1:

@@ -30,18 +30,23 @@ class Cached:
 
     padding: Tensor | None
     """(B,) leading positions of a row that are not real; None: all are."""
+    place: Tensor | None = None
+    """(1,) position of the one query where keys behind it are still to come; None: the last."""
 
     def mask(
         self, queries: int, low: int, high: int, device: torch.device, window: int | None = None
     ) -> Tensor:
         """Which of the keys from low to high each of the queries, the last of them, sees:
         (queries, keys) or (B, 1, queries, keys) bool."""
-        seen = sliding_window_mask(queries, high - low, window, device)
+        places = torch.arange(low, high, device=device)
+        own = places[high - low - queries :, None] if self.place is None else self.place[:, None]
+        seen = places <= own
+        if window is not None:
+            seen &= places > own - window
         if self.padding is None:
             return seen
-        places = torch.arange(low, high, device=device)
         real = places >= self.padding[:, None, None]
-        return ((seen & real) | (places == places[high - low - queries :, None]))[:, None]
+        return ((seen & real) | (places == own))[:, None]
 
 
 def sliding_window_mask(

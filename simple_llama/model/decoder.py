@@ -164,13 +164,13 @@ class Decoder(nn.Module):
         """Hidden states (B, T, D) of ids (B, T); with a cache, ids continue what it holds; packed,
         the one row's examples are each computed as if alone."""
         T = ids.shape[1]
-        positions = torch.arange(T, device=ids.device)[None]  # (1, T)
         mask: Cached | Packed | None = None
-        if packed is not None:
-            positions, mask = packed.positions(T)[None], packed
         if cache is not None:
-            positions = (positions + cache.length - cache.padding[:, None]).clamp_min(0)  # (B, T)
-            mask = cache.mask(T)
+            positions, mask = cache.positions(T), cache.mask(T)  # (B, T)
+        elif packed is not None:
+            positions, mask = packed.positions(T)[None], packed
+        else:
+            positions = torch.arange(T, device=ids.device)[None]  # (1, T)
         rotary = rotary_angles(positions, self.frequencies, self.config.rotary_factor)
         local = None
         if self.local_frequencies is not None:
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
             else:
                 x = layer(x, angles, cache, mask)
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

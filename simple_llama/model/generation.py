@@ -8,6 +8,7 @@ from torch import Tensor
 from simple_llama.errors import InputError
 from simple_llama.model.attention import KVCache
 from simple_llama.model.decoder import Decoder
+from simple_llama.model.decoding import Decoding
 
 
 def generate(
@@ -68,7 +69,7 @@ def stream(
     ends = model.config.max_length - before
     limits = [min(max_new_tokens, max(0, ends - len(prompt))) for prompt in prompts]
     steps = max(limits)
-    cache = cache or KVCache(padding, tokens.shape[1] + steps)
+    decoding = Decoding(model, cache or KVCache(padding, tokens.shape[1] + steps))
 
     given = [0] * len(prompts)
     rows = list(range(len(prompts)))  # the prompt each row of the batch belongs to
@@ -76,9 +77,8 @@ def stream(
     was_training = model.training
     model.eval()
     try:
-        for _ in range(steps):
-            hidden = model(tokens, cache)[:, -1]
-            chosen = _choose(model.logits(hidden), temperature, top_p, generator)
+        for to_come in reversed(range(steps)):
+            chosen = _choose(decoding.logits(tokens, to_come), temperature, top_p, generator)
             new = []
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if unfinished[row] and token not in stop_ids:
@@ -92,7 +92,7 @@ def stream(
             tokens = chosen[:, None]
             if len(alive) <= len(rows) // 2:
                 keep = torch.tensor(alive, device=tokens.device)
-                cache.select_rows(keep)
+                decoding.select_rows(keep)
                 tokens = tokens[keep]
                 rows = [rows[place] for place in alive]
     finally:

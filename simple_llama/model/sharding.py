@@ -41,6 +41,10 @@ def gather_full_tensors(model: nn.Module) -> None:
         full_tensor(parameter)
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")
+
+
 def to_local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be sharded."""
     of_dtensor: Callable[[], Tensor] = getattr(tensor, "to_local", tensor.detach)
@@ -49,7 +53,7 @@ def to_local(tensor: Tensor) -> Tensor:
 
 def copy_full_tensor(parameter: Tensor, values: Tensor) -> None:
     """Copy values, which every rank has, into a parameter that may be sharded."""
-    if hasattr(parameter, "to_local"):
+    if is_sharded(parameter):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         assert isinstance(parameter, DTensor)

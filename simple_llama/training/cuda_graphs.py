@@ -1,9 +1,8 @@
-"""CUDA graphs: all kernels of a micro-batch launched at once. Launching them one by one from Python
-is most of a small model's time.
+"""Forward and backward pass of a micro-batch as a CUDA graph.
 
-A graph is of one shape, and reads and writes the same memory each time. So packed micro-batches are
-padded to few shapes (`MicroBatch.in_fixed_shape`) and copied to their graph's inputs, and every
-graph adds its gradients to the same tensors, which become the parameters' `grad`.
+A graph is of one shape. So packed micro-batches are padded to few shapes
+(`MicroBatch.in_fixed_shape`) and copied to their graph's inputs, and every graph adds its gradients
+to the same tensors, which become the parameters' `grad`.
 """
 
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from simple_llama.data.batches import MicroBatch
+from simple_llama.model.capture import Capture, Work, shared_capture
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.training.loss import summed_loss
@@ -21,33 +21,6 @@ from simple_llama.training.loss import summed_loss
 MAX_GRAPHS = 32
 """Capturing takes longer than a few steps. Micro-batches of further shapes are computed, to the
 same bytes, without a graph."""
-
-Work = Callable[[], None]
-Capture = Callable[[Work], Work]
-"""Makes of work a function that replays it."""
-
-
-def shared_capture() -> Capture:
-    """Captures whose graphs have their memory in common: what one computes is used before another
-    is replayed."""
-    pool = None
-
-    def capture(work: Work) -> Work:
-        nonlocal pool
-        # PyTorch wants it done before, on a side stream
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            work()
-        pool = graph.pool()
-        return graph.replay
-
-    return capture
 
 
 class CudaGraphs:

@@ -1,7 +1,5 @@
 """The gradients of one optimizer step, in micro-batches as large as memory allows."""
 
-import warnings
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from simple_llama.data.batches import (
 )
 from simple_llama.errors import InputError
 from simple_llama.model import packing
+from simple_llama.model.capture import warn_without
 from simple_llama.model.compilation import compile_layers, undo_compilation
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
@@ -148,7 +147,7 @@ class GradientAccumulator:
             compile_layers(self.model)
             self.compute(examples, 0)
         except Exception as error:  # whatever the compiler or its toolchain may raise
-            _warn("enable_compilation: torch.compile failed", error)
+            warn_without("enable_compilation: torch.compile failed", error)
             undo_compilation(self.model)
             self.compiled = False
         self.model.zero_grad(set_to_none=True)
@@ -180,7 +179,7 @@ class GradientAccumulator:
         except Exception as error:  # whatever cannot be captured
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
-            _warn("cuda_graphs: capturing failed", error)
+            warn_without("cuda_graphs: capturing failed", error)
             self.graphs = None
             return None
 
@@ -223,13 +222,3 @@ def check_cuda_graphs(device: str, *, packed: bool) -> None:
         raise InputError(
             f"cuda_graphs: got true, wanted false on {device} or without packed micro-batches"
         )
-
-
-def _warn(what: str, error: Exception) -> None:
-    """Say in one line what failed, and that training goes on without it."""
-    reason = str(error).strip().splitlines()
-    warnings.warn(
-        f"{what}, training goes on without it: "
-        f"{type(error).__name__}: {reason[0] if reason else ''}",
-        stacklevel=2,
-    )

@@ -1,6 +1,5 @@
 """CUDA graphs without a GPU: what a capture keeps, and what a replay does again."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,9 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from simple_llama.model.capture import Work
 from tests.support.trainings import by_definition
-
-Work = Callable[[], None]
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]

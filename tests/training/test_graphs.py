@@ -15,9 +15,10 @@ from torch import Tensor
 from simple_llama.data.batches import PAD_MULTIPLE, bucket_size, collate
 from simple_llama.errors import InputError
 from simple_llama.model import kernels, packing
+from simple_llama.model.capture import Capture, Work
 from simple_llama.model.decoder import Decoder
 from simple_llama.training import cuda_graphs, loss
-from simple_llama.training.cuda_graphs import Capture, CudaGraphs, Work
+from simple_llama.training.cuda_graphs import CudaGraphs
 from simple_llama.training.gradients import GradientAccumulator
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
