@@ -60,6 +60,10 @@ class Plan:
         order = epoch_order(self.num_examples, self.seed, epoch)
         return order[place * self.examples_per_step : (place + 1) * self.examples_per_step]
 
+    def examples_seen(self, steps: int) -> int:
+        """How many different examples the first steps hold."""
+        return min(steps * self.examples_per_step, self.num_examples)
+
     def ends_epoch(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
 

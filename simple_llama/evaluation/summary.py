@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simple_llama.files import read_json
+from simple_llama.pages.numbers import epochs, things
 from simple_llama.params import EvaluateParams, Params
 
 
@@ -14,7 +15,7 @@ def summary() -> str:
     where = "validation" if Params().section(EvaluateParams).on_validation_split else "held-out"
     lines = [
         ("model", "models/sft/ (Hugging Face layout)"),
-        ("trained", f"{train['steps']:,} steps, {train['epochs']:g} epochs"),
+        ("trained", f"{things(train['steps'], 'step')}, {epochs(train['epochs'])}"),
         (f"{where} loss", f"{result['base_val_loss']:.4f} -> {result['val_loss']:.4f}"),
     ]
     if result["exact_match"] is not None:

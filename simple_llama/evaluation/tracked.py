@@ -8,6 +8,7 @@ from typing import Any
 from simple_llama import tracking
 from simple_llama.evaluation.summary import scores_in_a_line
 from simple_llama.files import read_json
+from simple_llama.pages.numbers import things
 from simple_llama.params import BaseParams, EvaluateParams, Params, TrackingParams, without
 from simple_llama.process import main_root
 from simple_llama.training.resume import remove_published
@@ -40,8 +41,8 @@ def log_evaluation(
     run.log_file(report)
     run.log_table(samples, "samples/evaluation.json")
     base, data = params.section(BaseParams).model_path, params.values["ft_json_path"]
-    steps = read_json("reports/train.json")["steps"]
+    steps = things(read_json("reports/train.json")["steps"], "step")
     run.describe(
-        f"{base} fine-tuned on {data}, {steps:,} steps.  \n"
+        f"{base} fine-tuned on {data}, {steps}.  \n"
         f"{scores_in_a_line(scores, params.section(EvaluateParams))}"
     )

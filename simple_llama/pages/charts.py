@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from simple_llama.brief import brief
 from simple_llama.pages.drawing import Drawing, drawing, swatch
 from simple_llama.pages.numbers import count, decimal, number
 
@@ -221,8 +222,7 @@ def tick_text(value: float, place: float = 0) -> str:
     """Write a tick briefly: 0.25, 25,000, 1.5e-3."""
     if value == 0 or 1e-2 <= abs(value) < 1e6:
         return f"{value:,.6g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+    return brief(value, 3)
 
 
 def _round_values(most: int, *, whole: bool = False) -> Any:

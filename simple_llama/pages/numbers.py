@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from simple_llama.brief import brief
+
 MISSING = "–"
 """Stands for a value that is absent."""
 
@@ -33,12 +35,12 @@ def share(value: float | None, whole: float | None) -> float:
 
 
 def decimal(value: float | None) -> str:
-    """Format a measured value to about four digits: 0.812, 27.114, 1,204.5, 3.00e-05."""
+    """Format a measured value to about four digits: 0.812, 27.114, 1,204.5, 3e-5."""
     if value is None or not math.isfinite(value):
         return _not_finite(value)
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e6):
-        return f"{value:.2e}"
+        return brief(value, 3)
     return f"{value:.3f}" if size < 100 else f"{value:,.1f}"
 
 
@@ -46,7 +48,7 @@ def count(value: float | None) -> str:
     """Format a number of things: 12,345."""
     if value is None or not math.isfinite(value):
         return _not_finite(value)
-    return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) < 1e15 else brief(value, 3)
 
 
 def percent(value: float | None) -> str:
@@ -64,6 +66,19 @@ def _not_finite(value: float | None) -> str:
     if math.isnan(value):
         return "NaN"
     return "∞" if value > 0 else "−∞"
+
+
+def passes(value: float | None) -> str:
+    """Format passes over the examples, never more than there were: 3, 2.99, under 0.01."""
+    known = finite(value)
+    if known is None or known == round(known):
+        return count(value)
+    return f"{math.floor(known * 100) / 100:g}" if known >= 0.01 else "under 0.01"
+
+
+def epochs(value: float | None) -> str:
+    """Format passes with their noun: 1 epoch, 2.99 epochs."""
+    return f"{passes(value)} epoch{'' if value == 1 else 's'}"
 
 
 def things(value: float | None, singular: str, plural: str | None = None) -> str:

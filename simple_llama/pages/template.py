@@ -38,6 +38,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = ("count", "decimal", "finite", "number", "percent", "share", "things", "MISSING")
+    shared = (
+        "count",
+        "decimal",
+        "epochs",
+        "finite",
+        "number",
+        "percent",
+        "share",
+        "things",
+        "MISSING",
+    )
     environment.globals.update({name: getattr(numbers, name) for name in shared})
     return environment

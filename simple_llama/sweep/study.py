@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simple_llama.brief import brief
 from simple_llama.errors import InputError
 from simple_llama.params import Params
 from simple_llama.pipeline import dep_digest, dep_path, read_stages
@@ -141,7 +142,10 @@ def _run(study: "optuna.Study", trial: "optuna.Trial", ranges: Ranges) -> str | 
 
     values = {name: one.draw(trial, name) for name, one in ranges.params.items()}
     name = f"{study.study_name}-{trial.number}"
-    shown = ", ".join(f"{key}={value}" for key, value in values.items())
+    shown = ", ".join(
+        f"{key}={brief(value) if isinstance(value, float) else value}"
+        for key, value in values.items()
+    )
     print(f"trial {trial.number} of {study.study_name}: {shown}", flush=True)
 
     def should_continue(epoch: int, loss: float) -> bool:
@@ -193,7 +197,7 @@ def _table(study: "optuna.Study", names: list[str]) -> list[str]:
         if value == "complete" and trial.value is not None:
             value = f"{trial.value:.4f}"
         drawn = (trial.params.get(name, "") for name in names)
-        shown = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in drawn)
+        shown = (brief(one, 4) if isinstance(one, float) else str(one) for one in drawn)
         rows.append([f"{study.study_name}-{trial.number}", value, *shown])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -6,6 +6,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
+from simple_llama.brief import brief
 from simple_llama.data.batches import Plan
 from simple_llama.model.decoder import Decoder
 from simple_llama.process import warn
@@ -66,7 +67,9 @@ class Console:
         self.tokens += record.tokens
         self.seconds += record.seconds
         speed = self.tokens / self.seconds
-        figures = f"loss {record.loss:.3f}  lr {record.lr:.2e}  {speed:,.0f} tok/s{self.val_loss}"
+        figures = (
+            f"loss {record.loss:.3f}  lr {brief(record.lr, 3)}  {speed:,.0f} tok/s{self.val_loss}"
+        )
         self.bar.set_postfix_str(figures, refresh=False)
         self.bar.update()
         now = perf_counter()

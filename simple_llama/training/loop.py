@@ -118,6 +118,7 @@ class Trainer:
         return TrainResult(
             steps=progress.step,
             epochs=progress.step / plan.steps_per_epoch,
+            examples=plan.examples_seen(progress.step),
             train_loss=progress.train_loss,
             val_loss=progress.val_loss,
             best_val_loss=progress.best_val_loss,

@@ -98,6 +98,9 @@ class TrainResult:
 
     steps: int
     epochs: float
+    """Passes over the examples that it may see, which max_train_examples limits."""
+    examples: int
+    """Different examples that a step saw."""
     train_loss: float
     """Over the last epoch's steps, as each was trained."""
     val_loss: float

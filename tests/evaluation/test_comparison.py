@@ -67,7 +67,9 @@ def files(loss: float = 0.5, changes: Files | None = None, **settings: str) -> F
         "dvc.lock": lock(),
         "reports/prepare.json": json.dumps({"examples": 100, "kept": 90, "train": 80, "val": 10}),
         "reports/tokenize.json": json.dumps({"train_examples": 80}),
-        "reports/train.json": json.dumps({"steps": 30, "best_step": 20}),
+        "reports/train.json": json.dumps(
+            {"steps": 30, "epochs": 2.5, "examples": 80, "best_step": 20}
+        ),
         EVAL: scores(loss),
         "reports/curves/train.csv": "step,loss\n1,7\n2,5.5\n30,0.4\n",
         "reports/curves/val.csv": f"step,loss\n10,{loss + 1}\n30,{loss}\n",
@@ -227,7 +229,7 @@ def test_only_params_that_differ_are_listed(repo: Repo) -> None:
     runs, _ = find_runs(["main", "low"])
     assert differing_params(runs) == ["max_lr", "epochs", "extra"]
     text = shown("main", "low").text
-    assert "max_lr 0.0015 1e-05 epochs 3 5 extra – new" in text
+    assert "max_lr 1.5e-3 1e-5 epochs 3 5 extra – new" in text
     assert "eval_json_path" not in text
     assert "No parameter differs" in shown("main", "same").text
 
@@ -417,7 +419,7 @@ def test_the_command_writes_the_page_and_prints_a_table(
     command(monkeypatch, "main", "fast")
     assert capsys.readouterr().out.splitlines() == [
         "run   params that differ  val_loss  exact_match",
-        "main  max_lr=0.0015         0.5000        25.0%",
+        "main  max_lr=1.5e-3         0.5000        25.0%",
         "fast  max_lr=0.01           0.4000        25.0%",
         "page: comparison.html",
     ]
@@ -435,7 +437,7 @@ def test_a_pull_request_gets_the_difference_as_text(
     assert said.splitlines()[:9] == [
         "|  | main | workspace |",
         "|---|---:|---:|",
-        r"| max\_lr | 0.0015 | 0.01 |",
+        r"| max\_lr | 1.5e-3 | 0.01 |",
         "| Loss | 0.5000 | 0.4000 (better by 0.1000) |",
         "| Loss of the base model | 7.0000 | 7.0000 |",
         "| Perplexity | 1.600 | 1.600 |",

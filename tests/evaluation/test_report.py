@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
+from simple_llama.brief import brief
 from simple_llama.evaluation.report.page import SAMPLES_KEPT, ReportInput, render
 from simple_llama.evaluation.report.scorecard import moved, wilson_interval
 from simple_llama.pages.charts import Series, finite_points, line_chart, smooth, thin, tick_text
@@ -54,7 +55,13 @@ def example(**changes: Any) -> ReportInput:
             "length_p95": 260,
             "length_max": 412,
         },
-        train={"steps": 90, "epochs": 3, "best_val_loss": 0.808, "best_step": 60},
+        train={
+            "steps": 90,
+            "epochs": 3.0,
+            "examples": 2915,
+            "best_val_loss": 0.808,
+            "best_step": 60,
+        },
         evaluation={
             "val_loss": 0.811,
             "val_perplexity": 2.25,
@@ -127,7 +134,7 @@ def empty() -> ReportInput:
 def test_shows_what_it_was_given() -> None:
     text = Page(render(example())).text
     assert (
-        "Fine-tuned models/demo/base on 2,915 conversations for 3 epochs. "
+        "Fine-tuned models/demo/base on 2,915 training examples (90 steps, 3 epochs). "
         "Validation loss fell from 2.357 to 0.811, exact match rose from 3.1% to 61.3%." in text
     )
     assert "65.6% lower, better" in text
@@ -141,7 +148,7 @@ def test_shows_what_it_was_given() -> None:
     assert "0.02%" in text
     assert "models/demo/base, 1.0M parameters" in text
     assert "Reference 42 Base model ✗ differs 17 17 Tuned model ✓ matches 42" in text
-    assert "max_lr 0.0003 eval_json_path data/prepared/val.jsonl" in text
+    assert "max_lr 3e-4 eval_json_path data/prepared/val.jsonl" in text
 
 
 def test_sections_stand_in_the_order_of_the_story() -> None:
@@ -290,6 +297,40 @@ def test_a_ledger_that_does_not_add_up_says_so() -> None:
     assert "do not add up" in render(example(prepare={**report.prepare, "kept": 3400}))
 
 
+@pytest.mark.parametrize(
+    ("train", "said", "ledger"),
+    [
+        ({"steps": 3, "epochs": 0.0333, "examples": 97},
+         "on 97 of 2,915 training examples (3 steps, 0.03 epochs).",
+         "− longer than max_seq_len 8 − seen by no step 2,818 = trained on 97 = validated on 478"),
+        ({"steps": 1, "epochs": 1.0, "examples": 20},
+         "on 20 of 2,915 training examples (1 step, 1 epoch).", "= trained on 20"),
+        ({"steps": 89, "epochs": 2.999, "examples": 2915},
+         "on 2,915 training examples (89 steps, 2.99 epochs).", "max_seq_len 8 = trained on 2,915"),
+        ({"steps": 2, "epochs": 0.002, "examples": 64}, "(2 steps, under 0.01 epochs).", "on 64"),
+        ({}, "Fine-tuned models/demo/base. Val", "= trained on – = validated on 478"),
+    ],
+)  # fmt: skip
+def test_what_no_step_saw_was_not_trained_on(
+    train: dict[str, float], said: str, ledger: str
+) -> None:
+    text = Page(render(example(train=train))).text
+    assert said in text and ledger in text
+
+
+def test_the_ledger_counts_every_example() -> None:
+    """Those that a conversation makes besides, copies, and what the format refused, too."""
+    report = example()
+    prepare = {**report.prepare, "repeated": 5, "left_out": 2, "untrained": 1}
+    tokenize = {**report.tokenize, "train_examples": 3000, "dropped_refused": 3}
+    text = Page(render(example(prepare=prepare, tokenize=tokenize, train={"examples": 3000}))).text
+    assert (
+        "for validation 480 + copies by mixture.yaml 5 + from conversations that make several 83 "
+        "− longer than max_seq_len 8 − refused by the prompt format 3 = trained on 3,000" in text
+    )
+    assert "2 more are left out by mixture.yaml. 1 more are excluded by their own flags." in text
+
+
 def test_size_does_not_follow_the_number_of_steps() -> None:
     def long(steps: int) -> str:
         curve = [
@@ -384,10 +425,19 @@ def test_any_line_is_drawn_inside_its_axes(pairs: list[tuple[float, float]], log
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (0.25, "0.25"), (1.0, "1"), (25000, "25,000"),
-     (3e-4, "3e-4"), (2.5e-5, "2.5e-5"), (-1.5e-3, "-1.5e-3"), (2e7, "2e7")],
+     (3e-4, "3e-4"), (1.4987e-3, "1.5e-3"), (2.5e-5, "2.5e-5"), (-1.5e-3, "-1.5e-3"), (2e7, "2e7")],
 )  # fmt: skip
 def test_tick_text(value: float, text: str) -> None:
     assert tick_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0015, "1.5e-3"), (1e-6, "1e-6"), (0.1, "0.1"), (16, "16"), (2048, "2048"), (1e6, "1000000"),
+     (1e20, "1e20"), (0, "0"), (-1e-5, "-1e-5"), (0.00123456789, "1.23456789e-3")],
+)  # fmt: skip
+def test_a_param_is_written_one_way(value: float, text: str) -> None:
+    assert brief(value) == text and float(text) == value
 
 
 def test_interval_is_wilsons() -> None:

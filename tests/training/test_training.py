@@ -69,6 +69,8 @@ def test_every_example_once_per_epoch_the_last_partial_step_included(
         seen = [plan.examples_at(step) for step in range(first, first + plan.steps_per_epoch)]
         assert sorted(np.concatenate(seen).tolist()) == list(range(examples))
         assert all(len(step) == step_examples for step in seen[:-1])
+        done = len(np.unique(np.concatenate(seen[:2]))) if epoch == 0 else examples
+        assert plan.examples_seen(min(first + 2, plan.steps)) == done
         assert plan.ends_epoch(first + plan.steps_per_epoch - 1)
     assert plan.steps == epochs * plan.steps_per_epoch
 
@@ -208,9 +210,10 @@ def test_warmup_longer_than_training_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("limit", [{"max_steps": 5}, {"max_train_examples": 20, "epochs": 1}])
 def test_a_limit_shortens_a_warmup_that_is_longer(limit: dict[str, int]) -> None:
-    _, listener, _ = run(params(warmup_iterations=50, lr_schedule="linear", **limit))
+    _, listener, result = run(params(warmup_iterations=50, lr_schedule="linear", **limit))
     steps = len(listener.steps)
-    assert 1 < steps <= 5
+    assert 1 < steps == result.steps <= 5
+    assert result.examples == min(steps * 4, limit.get("max_train_examples", len(data().train)))
     rates = [record.lr for record in listener.steps]
     assert rates == pytest.approx([1e-2 * (step + 1) / steps for step in range(steps)])
 

@@ -22,7 +22,7 @@ from simple_llama.evaluation.comparison.scores import (
     ranked,
 )
 from simple_llama.evaluation.report.scorecard import CATEGORIES_SHOWN, loss_name
-from simple_llama.pages.numbers import MISSING, count, finite, number, percent, things
+from simple_llama.pages.numbers import MISSING, count, finite, number, passes, percent, things
 from simple_llama.pages.template import fill
 from simple_llama.pages.writing import check_page_path, write_page
 
@@ -110,8 +110,12 @@ def _overview(runs: Sequence[Run]) -> list[Row]:
         values = [number(run.scores, key) for run in runs]
         name = min(names) if key == "val_loss" and len(names) == 1 else label
         rows.append((name, _cells(values, form, best)))
-    for label, key in (("Steps", "steps"), ("Best step", "best_step")):
-        rows.append((label, _cells([number(run.train, key) for run in runs], count)))
+    for label, key, form in (
+        ("Steps", "steps", count),
+        ("Epochs", "epochs", passes),
+        ("Best step", "best_step", count),
+    ):
+        rows.append((label, _cells([number(run.train, key) for run in runs], form)))
     return rows
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from simple_llama.brief import brief
 from simple_llama.errors import InputError
 
 WORKSPACE = "workspace"
@@ -229,7 +230,7 @@ def _csv(content: bytes) -> list[dict[str, float]]:
 
 def _plain(text: str) -> str:
     """One way of writing each number: 1.5e-3 and 0.0015 are the same value."""
-    return f"{float(text):.15g}" if _NUMBER.fullmatch(text) else text
+    return brief(float(text)) if _NUMBER.fullmatch(text) else text
 
 
 def _evaluated(lock: Mapping[str, Any], path: object) -> str:

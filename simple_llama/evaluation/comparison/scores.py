@@ -35,14 +35,6 @@ MAIN = ("val_loss", "exact_match")
 """Keys of the scores that the page's first sentence and its categories show."""
 
 
-def _trained_on(run: Run) -> str:
-    """Examples: all that tokenize left, or max_train_examples of them."""
-    known, most = number(run.tokenize, "train_examples"), run.params.get("max_train_examples", "0")
-    if known is None or not most.isdigit() or int(most) == 0:
-        return _count(run.tokenize, "train_examples")
-    return count(min(known, int(most)))
-
-
 def _count(values: Mapping[str, Any], key: str) -> str:
     known = number(values, key)
     return "" if known is None else count(known)
@@ -61,7 +53,7 @@ TRAINED_ON: dict[str, Callable[[Run], str]] = {
     "Kept": lambda run: _count(run.prepare, "kept"),
     "For training": lambda run: _count(run.prepare, "train"),
     "For validation": lambda run: _count(run.prepare, "val"),
-    "Trained on": _trained_on,
+    "Trained on": lambda run: _count(run.train, "examples"),
 }
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from simple_llama.brief import brief
 from simple_llama.data.tokens import Tokens
 from simple_llama.evaluation.dataset import TOKENIZER, TRAIN_TOKENS, VAL_TOKENS
 from simple_llama.evaluation.report.page import ReportInput
 from simple_llama.evaluation.summary import rounding_in_words
 from simple_llama.files import read_csv, read_json
 from simple_llama.model.device import is_deterministic, pick_device
+from simple_llama.pages.numbers import things
 from simple_llama.params import Params, ProcessParams, TrackingParams, TrainParams, without
 
 HISTOGRAM_BUCKETS = 24
@@ -59,9 +61,19 @@ def facts(params: Params) -> dict[str, str]:
         "Tokenizer": f"{values['tokenizer_path']}, prompt format {prompt_format}",
         "Repeatable": _repeatable(params.section(TrainParams)),
         "Trained": f"{weights}, supervising {values['supervise'].replace('_', ' ')}",
-        "Step": f"{values['batch_size'] * values['grad_accum_steps']} examples, "
-        f"{values['lr_schedule']} schedule from {values['max_lr']:g} to {values['min_lr']:g}",
+        "Step": things(values["batch_size"] * values["grad_accum_steps"], "example"),
+        "Learning rate": _learning_rate(values),
     }
+
+
+def _learning_rate(values: Mapping[str, Any]) -> str:
+    """As charts and terminals write it."""
+    highest, lowest = brief(values["max_lr"]), brief(values["min_lr"])
+    return (
+        highest
+        if values["lr_schedule"] == "constant"
+        else (f"{highest}, falling to {lowest} ({values['lr_schedule']})")
+    )
 
 
 def _rounding(scores: Mapping[str, Any]) -> dict[str, str]:

@@ -7,10 +7,12 @@ Losses are in nats per supervised token, rates and accuracies are shares from 0 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simple_llama.brief import brief
 from simple_llama.evaluation.report.scorecard import (
     CATEGORIES_SHOWN,
     cards,
@@ -27,7 +29,7 @@ from simple_llama.pages.charts import (
     line_chart,
     smooth,
 )
-from simple_llama.pages.numbers import count, finite, number, things
+from simple_llama.pages.numbers import count, epochs, finite, number, things
 from simple_llama.pages.template import fill
 
 SAMPLES_SHOWN = 12
@@ -83,6 +85,7 @@ def render(report: ReportInput) -> str:
         report=report,
         loss_name=loss_name(report.params),
         moved=moved,
+        seen=_seen(report.train, report.tokenize),
         cards=cards(report.evaluation, loss_name(report.params)),
         loss_curves=_loss_curves(report),
         lr_curve=_small_chart(report.train_curve, "Learning rate", "lr"),
@@ -91,7 +94,8 @@ def render(report: ReportInput) -> str:
         CATEGORIES_SHOWN=CATEGORIES_SHOWN,
         highest_loss=max((loss for loss in losses if loss is not None), default=0.0),
         lengths=_lengths(report),
-        ledger=_ledger(report.prepare, report.tokenize),
+        ledger=_ledger(report.prepare, report.tokenize, report.train),
+        not_counted=_not_counted(report.prepare),
         adds_up=_adds_up(report.prepare),
         groups=groups,
         samples=[_sample(row, groups) for row in report.samples[:SAMPLES_KEPT]],
@@ -154,12 +158,30 @@ def _lengths(report: ReportInput) -> Chart:
     )
 
 
+def _seen(train: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
+    """What the training saw, as its own record says."""
+    seen, whole = number(train, "examples"), number(tokens, "train_examples")
+    if seen is None:
+        return ""
+    of = "" if whole is None or seen >= whole else f"{count(seen)} of "
+    steps = f"{things(number(train, 'steps'), 'step')}, {epochs(number(train, 'epochs'))}"
+    return f" on {of}{things(whole if of else seen, 'training example')} ({steps})"
+
+
 def _ledger(
-    prepare: Mapping[str, Any], tokens: Mapping[str, Any]
+    prepare: Mapping[str, Any], tokens: Mapping[str, Any], train: Mapping[str, Any]
 ) -> list[tuple[str, float | None, str]]:
-    """Account for every conversation, from the data to the training set: label, number, style."""
-    repeated = number(prepare, "repeated")
-    untrained = number(tokens, "dropped_untrained")
+    """Account for every example, from the data to the training: label, number, style."""
+    dropped = [
+        ("− longer than max_seq_len", number(tokens, "dropped_too_long")),
+        ("− refused by the prompt format", number(tokens, "dropped_refused")),
+        ("− train no reply", number(tokens, "dropped_untrained")),
+    ]
+    whole, seen = number(tokens, "train_examples"), number(train, "examples")
+    repeated, unseen = number(prepare, "repeated"), (whole or 0.0) - (seen or 0.0)
+    known = [whole, number(tokens, "val_examples"), *(many or 0.0 for _, many in dropped)]
+    before = [number(prepare, "train"), number(prepare, "val"), repeated or 0.0]
+    further = _sum(known) - _sum(before)
     return [
         ("In the data", number(prepare, "examples"), "sum"),
         ("− rejected", number(prepare, "rejected"), ""),
@@ -169,11 +191,23 @@ def _ledger(
         ("for training", number(prepare, "train"), "part"),
         ("for validation", number(prepare, "val"), "part"),
         *([("+ copies by mixture.yaml", repeated, "")] if repeated else []),
-        ("− longer than max_seq_len", number(tokens, "dropped_too_long"), ""),
-        *([("− train no reply", untrained, "")] if untrained else []),
-        ("= trained on", number(tokens, "train_examples"), "sum"),
+        *([("+ from conversations that make several", further, "")] if further > 0 else []),
+        *((label, many, "") for label, many in dropped if many or label == dropped[0][0]),
+        *([("− seen by no step", unseen, "")] if seen is not None and unseen > 0 else []),
+        ("= trained on", seen, "sum"),
         ("= validated on", number(tokens, "val_examples"), "sum"),
     ]
+
+
+def _sum(numbers: Sequence[float | None]) -> float:
+    """NaN where one is unknown."""
+    return sum(math.nan if one is None else one for one in numbers)
+
+
+def _not_counted(prepare: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """What the data hold besides: how many, and why they are not counted."""
+    reasons = {"left_out": "left out by mixture.yaml", "untrained": "excluded by their own flags"}
+    return [(many, why) for key, why in reasons.items() if (many := number(prepare, key))]
 
 
 def _reasons(prepare: Mapping[str, Any]) -> list[tuple[str, float | None]]:
@@ -203,4 +237,6 @@ def _sample(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
 
 
 def _param(value: object) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return brief(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
