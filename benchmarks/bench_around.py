@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks import results, workload
 from simple_llama.model.folder import save_model
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.optimizer import AdamW
 from simple_llama.training.resume import MAX_SAVING_SHARE, ResumeFolder
 from tests.support.project import Project

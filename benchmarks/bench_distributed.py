@@ -20,7 +20,8 @@ from simple_llama.data.batches import collate
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.distributed import (
     SINGLE_PROCESS,
     GradientAverager,

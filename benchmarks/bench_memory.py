@@ -29,7 +29,8 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device, uses_bf16
 from simple_llama.model.quantisation import held_bytes
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.distributed import SINGLE_PROCESS
 from simple_llama.training.fine_tuning import fine_tuning_method
 from simple_llama.training.loop import Trainer

@@ -27,7 +27,8 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import describe_device, pick_device, uses_bf16
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.quantisation import weight_count
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.fine_tuning import fine_tuning_method
 from simple_llama.training.loop import train
 from simple_llama.training.optimizer import trainable_parameters

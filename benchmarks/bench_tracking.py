@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import results
 from simple_llama import tracking
-from simple_llama.params import TrackingParams
+from simple_llama.params.tracking import TrackingParams
 
 STEPS = 1000
 METRICS = ("train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second")

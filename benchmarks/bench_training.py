@@ -23,7 +23,8 @@ import torch
 from benchmarks import results, textbook, trl_peer, workload
 from benchmarks.workload import SHAPE, STEP_EXAMPLES, Step
 from simple_llama.model.config import ModelConfig
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training import preflight
 from simple_llama.training.distributed import SINGLE_PROCESS
 from simple_llama.training.loop import Trainer

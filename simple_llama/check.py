@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simple_llama.errors import InputError
-from simple_llama.params import (
-    BaseParams,
-    EvaluateParams,
-    Params,
-    PrepareParams,
-    TokenizeParams,
-    TrainParams,
-)
+from simple_llama.params.base import BaseParams
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.prepare import PrepareParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tokenize import TokenizeParams
+from simple_llama.params.train import TrainParams
 from simple_llama.process import LOCKS, main_root, try_lock
 
 if TYPE_CHECKING:

@@ -25,7 +25,10 @@ from simple_llama.inspection.selection import Inspection, ShownExample, shown_ex
 from simple_llama.inspection.terminal import render
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.device import uses_bf16
-from simple_llama.params import Params, PrepareParams, TokenizeParams, TrainParams
+from simple_llama.params.prepare import PrepareParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tokenize import TokenizeParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.fine_tuning import MODEL
 from simple_llama.training.loop import plan_training
 from simple_llama.training.requirements import Requirements

@@ -20,6 +20,8 @@ MAX_CHARACTERS = 2**16
 MAX_INTEGER = 10**12
 """Largest integer that is allowed. Sensible counts are far below it, and it fits into the 64-bit
 integers of libraries."""
+MAX_DIGITS = 4300
+"""Python reads no longer integer."""
 
 
 class _Composer(Composer):
@@ -35,6 +37,13 @@ class _Composer(Composer):
 class _Constructor(SafeConstructor):
     """Refuses repeated keys, and merges (<<), which silently override keys."""
 
+    def construct_yaml_int(self, node: Any) -> Any:
+        digits = sum(map(str.isdigit, node.value))
+        if digits > MAX_DIGITS:
+            problem = f"an integer of {digits:,} digits, wanted at most {MAX_INTEGER:,}"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
+
     def flatten_mapping(self, node: Any) -> None:
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -49,6 +58,9 @@ class _Constructor(SafeConstructor):
             problem = f"key {shown(key)} stands twice"
             raise ConstructorError(None, None, problem, key_node.start_mark)
         return True
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:
@@ -69,7 +81,8 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
     except Exception as error:  # constructors of ruamel.yaml may raise anything: KeyError, ...
         raise InputError(f"{path}: not valid YAML: {_problem(error)}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: got {type(values).__name__}, wanted lines of 'key: value'")
+        found = "empty" if values is None else f"got {shown(values)}"
+        raise InputError(f"{path}: {found}, wanted lines of 'key: value'")
     return values
 
 
@@ -104,6 +117,12 @@ def check_type(where: str, value: object, wanted: Any) -> Any:
             raise InputError(f"{where}: got {shown(value)}, wanted at most {MAX_INTEGER:,}")
         return value
     raise InputError(f"{where}: got {shown(value)}, wanted {type_name(wanted)}")
+
+
+def require(holds: bool, key: str, got: object, wanted: str) -> None:
+    """Raises InputError where a value is not what is wanted."""
+    if not holds:
+        raise InputError(f"{key}: got {shown(got)}, wanted {wanted}")
 
 
 def type_name(wanted: Any) -> str:

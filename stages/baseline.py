@@ -2,7 +2,7 @@
 → models/baseline.jsonl, with which the evaluate stage compares every tuned model."""
 
 from simple_llama.evaluation.baseline import run_baseline
-from simple_llama.params import EvaluateParams
+from simple_llama.params.evaluate import EvaluateParams
 from simple_llama.training.launch import run_stage
 
 

@@ -2,7 +2,7 @@
 compares it with the baseline → reports/eval.json, models/samples.jsonl, models/report.html."""
 
 from simple_llama.evaluation.run import run_evaluation
-from simple_llama.params import EvaluateParams
+from simple_llama.params.evaluate import EvaluateParams
 from simple_llama.training.launch import run_stage
 
 

@@ -10,7 +10,8 @@ from simple_llama.data.preparation import prepare
 from simple_llama.data.sources import unread_files
 from simple_llama.errors import printable
 from simple_llama.files import write_json
-from simple_llama.params import Params, PrepareParams
+from simple_llama.params.prepare import PrepareParams
+from simple_llama.params.reading import Params
 from simple_llama.stage_code import as_stage
 
 

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from simple_llama.data.encoding import open_tokenizer, prepared_bytes, tokenize
 from simple_llama.files import write_json
-from simple_llama.params import Params, TokenizeParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tokenize import TokenizeParams
 from simple_llama.stage_code import as_stage
 
 PREPARED = "data/prepared"

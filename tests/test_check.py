@@ -15,7 +15,7 @@ from simple_llama.errors import InputError
 from simple_llama.model import quantisation
 from simple_llama.model.config import MLA, MLAConfig
 from simple_llama.model.folder import save_model
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 from simple_llama.training import estimate
 from simple_llama.training.distributed import SINGLE_PROCESS
 from simple_llama.training.setup import set_up

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simple_llama.errors import InputError
-from simple_llama.params import PIPELINE, Params, TrainParams
+from simple_llama.params.pipeline import PIPELINE
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.strict_yaml import read_mapping
 from tests.support.project import COMMITTED, with_value
 
@@ -103,7 +105,6 @@ def test_unknown_missing_and_doubled_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
         b"- a\n",
         b"a: [",
         b"\xff\xfe",
@@ -120,6 +121,23 @@ def test_what_is_not_a_params_file(content: bytes, tmp_path: Path) -> None:
         Params(path)
     with pytest.raises(InputError, match="no such file"):
         Params(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "params.yaml: empty, wanted lines of 'key: value'"),
+        ("# nothing\n", "params.yaml: empty, wanted"),
+        ("- a\n", "params.yaml: got ['a'], wanted lines"),
+        ("a: 1\nb: " + "9" * 5000, "line 2: an integer of 5,000 digits, wanted at most 1,000,000,"),
+        ("a: -" + "9" * 4301, "line 1: an integer of 4,301 digits, wanted at most"),
+    ],
+)
+def test_what_it_is_instead_is_said(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_mapping(path)
 
 
 @given(st.binary(max_size=200))

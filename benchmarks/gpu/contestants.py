@@ -22,7 +22,8 @@ from simple_llama.data.batches import MicroBatch
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
 from simple_llama.training.preflight import Preflight

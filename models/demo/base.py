@@ -20,7 +20,8 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import save_model
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.stage_code import as_stage
 from simple_llama.training.console import Console
 from simple_llama.training.loop import train

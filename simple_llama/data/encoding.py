@@ -22,7 +22,7 @@ from simple_llama.data.tokens import DTYPES, FIELDS
 from simple_llama.data.workers import Workers, available_cores
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
-from simple_llama.params import TokenizeParams
+from simple_llama.params.tokenize import TokenizeParams
 
 SPLITS = ("train", "val")
 BLOCK_BYTES = 2**20

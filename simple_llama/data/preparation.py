@@ -24,7 +24,7 @@ from simple_llama.data.rows import Row, RowError, read_rows
 from simple_llama.data.supervision import UntrainedRow
 from simple_llama.errors import InputError
 from simple_llama.files import atomic_write
-from simple_llama.params import PrepareParams
+from simple_llama.params.prepare import PrepareParams
 
 MAX_PARSED_CHARACTERS = 2**16
 """A rejected row up to this length is recorded parsed; a longer one as text, which takes less

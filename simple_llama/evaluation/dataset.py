@@ -9,7 +9,7 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.evaluation.held_out import HeldOut
-from simple_llama.params import EvaluateParams
+from simple_llama.params.evaluate import EvaluateParams
 
 TOKENIZER = "data/tokens/tokenizer"
 TRAIN_TOKENS = "data/tokens/train.safetensors"

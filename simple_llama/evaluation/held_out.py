@@ -7,7 +7,7 @@ from simple_llama.data.examples import read_examples
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
-from simple_llama.params import EvaluateParams
+from simple_llama.params.evaluate import EvaluateParams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.generation import generate
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.loss import score, summed_loss
 
 LOSS_TOLERANCE = 1e-5

@@ -16,7 +16,7 @@ from simple_llama.data.tool_calls import parse_calls
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, free_memory
 from simple_llama.model.generation import generate
-from simple_llama.params import EvaluateParams
+from simple_llama.params.evaluate import EvaluateParams
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loss import Scores, score
 

@@ -10,7 +10,8 @@ from simple_llama.files import write_json
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import check_fits, load_model
 from simple_llama.model.weights import weight_files
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 from simple_llama.pipeline import check_outside_outs
 
 

@@ -13,7 +13,8 @@ from simple_llama.evaluation.samples import answered_examples, highest_losses
 from simple_llama.evaluation.summary import scores_in_a_line
 from simple_llama.evaluation.tracked import continued_run, log_evaluation
 from simple_llama.files import atomic_write, read_json, write_json, write_json_lines
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 from simple_llama.training.distributed import Ranks
 
 MODEL = "models/sft"

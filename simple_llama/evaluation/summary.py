@@ -5,7 +5,8 @@ from typing import Any
 
 from simple_llama.files import read_json
 from simple_llama.pages.numbers import epochs, things
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 
 
 def summary() -> str:

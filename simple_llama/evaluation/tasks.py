@@ -14,7 +14,9 @@ from simple_llama.model.config import MLA
 from simple_llama.model.device import pick_device
 from simple_llama.model.folder import load_config
 from simple_llama.model.weights import is_pth
-from simple_llama.params import BaseParams, Params, TrackingParams
+from simple_llama.params.base import BaseParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.pipeline import check_outside_outs
 from simple_llama.training.fine_tuning import MODEL
 

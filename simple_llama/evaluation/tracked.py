@@ -9,7 +9,10 @@ from simple_llama import tracking
 from simple_llama.evaluation.summary import scores_in_a_line
 from simple_llama.files import read_json
 from simple_llama.pages.numbers import things
-from simple_llama.params import BaseParams, EvaluateParams, Params, TrackingParams, without
+from simple_llama.params.base import BaseParams
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.process import main_root
 from simple_llama.training.resume import remove_published
 
@@ -19,10 +22,11 @@ def continued_run(params: Params) -> Iterator[tracking.Run]:
     """Continue the run of the training that made models/sft, whose resume state is done with."""
     run_id = read_json("models/run.json")["run_id"]
     remove_published(main_root(), run_id)
-    training_params = without(params, EvaluateParams)
-    own = {key: value for key, value in params.values.items() if key not in training_params}
     with tracking.evaluation_run(
-        params.section(TrackingParams), run_id, params=own, training_params=training_params
+        params.section(TrackingParams),
+        run_id,
+        params=tracking.evaluation_values(params),
+        training_params=tracking.training_values(params),
     ) as run:
         yield run
 

@@ -20,7 +20,10 @@ from simple_llama.evaluation.invariances import Check
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import describe_device, pick_device
 from simple_llama.model.folder import check_fits, load_model
-from simple_llama.params import VALIDATION_SPLIT, BaseParams, Params, TrainParams
+from simple_llama.params.base import BaseParams
+from simple_llama.params.evaluate import VALIDATION_SPLIT
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 
 TUNED = Path("models/sft")
 TRAIN = Path("data/tokens/train.safetensors")

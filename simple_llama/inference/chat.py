@@ -13,7 +13,8 @@ from simple_llama.errors import InputError
 from simple_llama.inference.replies import GenerationSettings, Replier, checked_text, load_replier
 from simple_llama.inference.requests import read_tool_file
 from simple_llama.inference.terminal import Columns, printable
-from simple_llama.params import BaseParams, Params
+from simple_llama.params.base import BaseParams
+from simple_llama.params.reading import Params
 
 HELP = """\
 /reset         forget the conversation

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.model.device import autocast, pick_device
 from simple_llama.model.folder import load_config, load_model
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 
 MAX_LOGITS = 2**26
 """At once."""

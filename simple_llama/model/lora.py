@@ -22,7 +22,7 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.quantisation import NF4Linear
 from simple_llama.model.weights import ADAPTER_CONFIG, in_bf16_if_exact, write_safetensors
-from simple_llama.params import PROJECTIONS, TrainParams
+from simple_llama.params.train import PROJECTIONS, TrainParams
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model.model."

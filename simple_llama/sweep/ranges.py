@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_llama.errors import InputError
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 from simple_llama.strict_yaml import check_type, did_you_mean, read_mapping, shown
 
 if TYPE_CHECKING:

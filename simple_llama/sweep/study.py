@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_llama.brief import brief
 from simple_llama.errors import InputError
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 from simple_llama.pipeline import dep_digest, dep_path, read_stages
 from simple_llama.process import main_root
 from simple_llama.stage_code import LISTINGS

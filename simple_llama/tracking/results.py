@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from simple_llama.errors import InputError
-from simple_llama.params import TrackingParams
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.tracking.journal import milliseconds
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.store import Store

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from simple_llama.errors import Terminated
-from simple_llama.params import TrackingParams
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.process import warn
 from simple_llama.tracking import origin
 from simple_llama.tracking.journal import (

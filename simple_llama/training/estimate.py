@@ -15,7 +15,7 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.device import device_memory, uses_bf16
 from simple_llama.model.folder import is_exact_in_bf16, load_config
 from simple_llama.model.quantisation import INSTALL, has_library
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.fitting import fitting
 from simple_llama.training.gradients import packs
 from simple_llama.training.loop import plan_training

@@ -22,7 +22,7 @@ from simple_llama.model.lora import (
 )
 from simple_llama.model.quantisation import in_nf4
 from simple_llama.model.weights import check_range
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.process import main_root
 from simple_llama.training.resume import ResumeFolder
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from simple_llama.errors import InputError
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 
 Change = Mapping[str, Any]
 CHANGES: tuple[Change, ...] = (

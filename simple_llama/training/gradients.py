@@ -26,7 +26,7 @@ from simple_llama.model.device import (
     nondeterministic_operation,
     uses_bf16,
 )
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.callback import Callback
 from simple_llama.training.cuda_graphs import CudaGraphs
 from simple_llama.training.distributed import GradientAverager, Ranks

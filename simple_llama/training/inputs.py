@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 from simple_llama.pipeline import dep_digest, read_stages
 
 BASE_DEP, TOKENS_DEP = "${model_path}", "data/tokens"

@@ -16,7 +16,9 @@ import torch
 
 from simple_llama.errors import InputError
 from simple_llama.model.device import allowed_devices, claim_devices, use_deterministic_algorithms
-from simple_llama.params import ExecutionParams, Params, ProcessParams
+from simple_llama.params.execution import ExecutionParams
+from simple_llama.params.process import ProcessParams
+from simple_llama.params.reading import Params
 from simple_llama.process import dvc_process_id, terminate_with
 from simple_llama.stage_code import as_stage
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks, init_process_group

@@ -15,7 +15,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
 from simple_llama.model.sharding import full_tensor, reshard
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.auto_params import decide_auto_params
 from simple_llama.training.callback import Callback
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks

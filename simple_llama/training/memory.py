@@ -21,7 +21,7 @@ from simple_llama.model.activations import (
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.quantisation import BYTES_EACH
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.loss import MAX_LOGITS
 from simple_llama.training.moments import MOMENTS
 from simple_llama.training.optimizer import CHUNK_SIZE

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.sharding import to_local
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.moments import MOMENT_NAMES, MOMENTS
 from simple_llama.training.rounding import stochastic_round_bf16
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from simple_llama.data.batches import collate
 from simple_llama.files import write_json
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 from simple_llama.tracking import Run
 from simple_llama.training.fine_tuning import ADAPTER, MODEL
 from simple_llama.training.loop import report

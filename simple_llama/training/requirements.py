@@ -10,7 +10,7 @@ from simple_llama.errors import InputError
 from simple_llama.model.folder import check_fits, check_token_rows
 from simple_llama.model.lora import LoraConfig, check_adapters
 from simple_llama.model.quantisation import require_library
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training.estimate import Device, Estimate, packs_on, shape_of
 from simple_llama.training.fine_tuning import check_weights_type
 from simple_llama.training.gradients import check_cuda_graphs

@@ -17,14 +17,9 @@ from simple_llama.errors import InputError
 from simple_llama.files import digest_tree
 from simple_llama.model.device import describe_device, numeric_environment
 from simple_llama.model.quantisation import library_version
-from simple_llama.params import (
-    EvaluateParams,
-    Params,
-    PrepareParams,
-    ProcessParams,
-    TrackingParams,
-    without,
-)
+from simple_llama.params.process import ProcessParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.process import LOCKS, file_lock, main_root
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.inputs import BASE_DEP, TOKENS_DEP, TrainingInputs
@@ -111,9 +106,9 @@ def _tracked_run(
     *,
     continued: bool,
 ) -> contextlib.AbstractContextManager[tracking.Run]:
-    source = params.section(PrepareParams).ft_json_path
+    source = params.values["ft_json_path"]
     source_digest = digest_tree(Path(source))
-    tracked = without(params, EvaluateParams)
+    tracked = tracking.training_values(params)
     if continued:  # the run holds it, and as many ranks may now be on other machines
         del tracked["num_devices"]
     splits = (data.train, data.val)

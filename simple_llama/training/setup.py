@@ -11,7 +11,9 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import uses_bf16
 from simple_llama.model.folder import load_model
 from simple_llama.model.quantisation import weight_count
-from simple_llama.params import BaseParams, Params, TrainParams
+from simple_llama.params.base import BaseParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.distributed import Ranks
 from simple_llama.training.estimate import Device
 from simple_llama.training.fine_tuning import FineTuning, fine_tuning_method

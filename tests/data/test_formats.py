@@ -10,7 +10,7 @@ import pytest
 from simple_llama.data.formats import DATA_FORMATS, NEVER_DETECTED, ConversationReader
 from simple_llama.data.message_lists import Conversation
 from simple_llama.data.rows import RepeatedKey, Row, RowError
-from simple_llama.params import PrepareParams
+from simple_llama.params.prepare import PrepareParams
 
 ROW = {"Template": ["CUSTOM"], "User": ["q1", "q2"], "Assistant": ["a1", "a2"]}
 

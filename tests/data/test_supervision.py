@@ -15,7 +15,8 @@ from simple_llama.data.rows import Row, RowError
 from simple_llama.data.supervision import UntrainedRow
 from simple_llama.errors import InputError
 from simple_llama.evaluation.held_out import HeldOut
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 from tests.support.conversations import params, read, row, rows, write
 from tests.support.project import COMMITTED
 from tests.support.tokenized import params as token_params

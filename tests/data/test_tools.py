@@ -21,7 +21,8 @@ from simple_llama.inference.chat import Conversation, _answer
 from simple_llama.inference.replies import GenerationSettings, load_replier
 from simple_llama.inference.requests import read_requests, read_tool_file, with_tools
 from simple_llama.model.folder import load_model, save_model
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 from tests.support.conversations import example, turns
 from tests.support.models import random_model
 from tests.support.templates import of_transformers, template_folder

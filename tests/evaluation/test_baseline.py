@@ -12,7 +12,8 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation.baseline import read_baseline, write_baseline
 from simple_llama.evaluation.dataset import EvalDataset
 from simple_llama.evaluation.metrics import evaluate, summarise
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 from tests.support.models import random_model
 from tests.support.project import ROOT
 

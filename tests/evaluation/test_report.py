@@ -26,7 +26,7 @@ from simple_llama.evaluation.report.scorecard import moved, wilson_interval
 from simple_llama.pages.charts import Series, finite_points, line_chart, smooth, thin, tick_text
 from simple_llama.pages.numbers import decimal, percent
 from simple_llama.pages.template import fill, printable
-from simple_llama.params import VALIDATION_SPLIT
+from simple_llama.params.evaluate import VALIDATION_SPLIT
 from simple_llama.stage_code import DATA_SUFFIXES
 from tests.support.page import Page
 from tests.support.project import ROOT

@@ -31,7 +31,9 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
 from simple_llama.model.packing import Packed
-from simple_llama.params import Params, TokenizeParams, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tokenize import TokenizeParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training import loss
 from tests.support.models import random_model
 

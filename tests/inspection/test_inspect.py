@@ -27,7 +27,8 @@ from simple_llama.inspection.losses import token_losses
 from simple_llama.inspection.selection import first_examples
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.pages.writing import write_page
-from simple_llama.params import Params, TokenizeParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tokenize import TokenizeParams
 from simple_llama.training.loss import score
 from tests.support.conversations import params, row, rows
 from tests.support.models import random_model

@@ -24,7 +24,7 @@ from simple_llama.model.lora import (
     merge_adapters,
     save_adapter,
 )
-from simple_llama.params import PROJECTIONS
+from simple_llama.params.train import PROJECTIONS
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.fine_tuning import fine_tuning_method, persistent_path
 from simple_llama.training.loop import Trainer, train

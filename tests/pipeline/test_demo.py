@@ -10,7 +10,8 @@ import pytest
 from models.demo.base import DemoParams, train_tokenizer
 from models.demo.conversations import rendered
 from models.demo.texts import documents
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 
 ROOT = Path(__file__).parents[2]
 CATEGORIES = {

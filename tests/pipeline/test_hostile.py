@@ -28,7 +28,8 @@ from simple_llama.data.rows import read_rows
 from simple_llama.data.tokenizer import MAX_ID
 from simple_llama.errors import InputError
 from simple_llama.model.folder import load_model
-from simple_llama.params import PIPELINE, Params
+from simple_llama.params.pipeline import PIPELINE
+from simple_llama.params.reading import Params
 from simple_llama.strict_yaml import MAX_CHARACTERS as MAX_PARAMS_CHARACTERS
 from tests.support.conversations import params, read, row, rows
 from tests.support.hostile import FUZZ, Payload, checked_line, edits, refusal, spliced

@@ -16,14 +16,12 @@ import yaml
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.model.folder import load_model
-from simple_llama.params import (
-    BaseParams,
-    EvaluateParams,
-    Params,
-    PrepareParams,
-    TokenizeParams,
-    TrainParams,
-)
+from simple_llama.params.base import BaseParams
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.prepare import PrepareParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tokenize import TokenizeParams
+from simple_llama.params.train import TrainParams
 from simple_llama.stage_code import list_code
 from simple_llama.training.loss import score
 from tests.support.models import logits_of

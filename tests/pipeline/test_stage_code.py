@@ -227,10 +227,32 @@ def test_python_imports_nothing_that_is_not_listed(
         "if (getattr(m, '__file__', None) or '').startswith(os.getcwd() + '/s')), sep='\\n')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported = {file for file in ran.stdout.split() if not file.startswith(EXEMPT_PATHS)}
+    # for its check of the whole params.yaml each stage imports what the others read of it
+    exempt = (*EXEMPT_PATHS, "simple_llama/params/")
+    imported = {file for file in ran.stdout.split() if not file.startswith(exempt)}
     listed = {line.split("  ")[1] for line in list_code(f"stages.{stage}").splitlines()}
     assert f"stages/{stage}.py" in imported
     assert imported <= listed
+
+
+@pytest.mark.parametrize(
+    ("stage", "owners"),
+    [
+        ("prepare", {"prepare"}),
+        ("tokenize", {"tokenize"}),
+        ("baseline", {"base", "evaluate", "execution"}),
+        ("train", {"base", "train", "execution"}),
+        # its report shows how it was trained
+        ("evaluate", {"base", "evaluate", "execution", "train"}),
+    ],
+)
+def test_a_new_param_is_code_of_the_stages_that_read_it_only(
+    stage: str, owners: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    listed = [Path(line.split("  ")[1]) for line in list_code(f"stages.{stage}").splitlines()]
+    params = {path.stem for path in listed if path.parent == Path("simple_llama/params")}
+    assert params == owners | {"__init__", "reading"}
 
 
 def test_a_copy_elsewhere_has_the_same_listing(

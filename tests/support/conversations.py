@@ -8,7 +8,7 @@ from simple_llama.data.examples import Example, to_example
 from simple_llama.data.formats import ConversationReader
 from simple_llama.data.prompt_formats import Message
 from simple_llama.data.rows import Row
-from simple_llama.params import PrepareParams
+from simple_llama.params.prepare import PrepareParams
 
 SYSTEM = "You are a helpful assistant."
 

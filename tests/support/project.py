@@ -16,7 +16,7 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("dvc.lock", "models/demo/dvc.yaml", "models/demo/dvc.lock")

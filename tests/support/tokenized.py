@@ -5,7 +5,7 @@ from typing import Any
 
 from simple_llama.data.encoding import open_tokenizer
 from simple_llama.data.encoding import tokenize as tokenize_with
-from simple_llama.params import TokenizeParams
+from simple_llama.params.tokenize import TokenizeParams
 
 SYSTEM = "You are a helpful assistant."
 

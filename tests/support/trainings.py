@@ -14,7 +14,8 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.model.attention import plain_attention
 from simple_llama.model.blocks import sliding_window_mask
 from simple_llama.model.decoder import Decoder
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss
 from simple_llama.training.preflight import Preflight

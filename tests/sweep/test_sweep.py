@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from simple_llama.errors import InputError
-from simple_llama.params import Params
+from simple_llama.params.reading import Params
 from simple_llama.sweep import study as study_module
 from simple_llama.sweep.ranges import Choice, Interval, Ranges
 from simple_llama.sweep.study import sweep

@@ -15,7 +15,7 @@ import pytest
 
 from simple_llama import tracking
 from simple_llama.errors import InputError
-from simple_llama.params import TrackingParams
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.tracking import location
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.relocate import ARTIFACT_PATH_COLUMNS, relocate

@@ -17,7 +17,7 @@ import pytest
 
 from simple_llama import tracking
 from simple_llama.errors import Terminated, terminated_by_signal
-from simple_llama.params import TrackingParams
+from simple_llama.params.tracking import TrackingParams
 from simple_llama.process import main_root, process_start_time
 from simple_llama.tracking import journal, origin, run, store
 from simple_llama.tracking.journal import Call, CallRefused, Outbox, Spool

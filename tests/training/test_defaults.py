@@ -14,7 +14,9 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation import metrics
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast, is_deterministic, use_deterministic_algorithms
-from simple_llama.params import AUTO_TOKENS, EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.execution import AUTO_TOKENS
+from simple_llama.params.reading import Params
 from simple_llama.training import auto_params, gradients, preflight
 from simple_llama.training.console import describe_micro_batches
 from simple_llama.training.distributed import Ranks

@@ -27,7 +27,8 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation.metrics import Evaluation, evaluate
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.sharding import gather_full_tensors, shard, to_local
-from simple_llama.params import EvaluateParams, Params
+from simple_llama.params.evaluate import EvaluateParams
+from simple_llama.params.reading import Params
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks
 from simple_llama.training.loop import train
 from simple_llama.training.loss import summed_loss

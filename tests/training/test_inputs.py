@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 
-from simple_llama.params import BaseParams, Params, TrainParams
+from simple_llama.params.base import BaseParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.stage_code import list_code
 from simple_llama.training.inputs import NOT_IN_KEY, TrainingInputs
 from tests.support.project import ROOT, Project

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training import fine_tuning
 from simple_llama.training import optimizer as optimizer_module
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks

@@ -18,7 +18,7 @@ from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import autocast
 from simple_llama.model.quantisation import held_bytes
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.training import estimate as estimates
 from simple_llama.training.distributed import SINGLE_PROCESS
 from simple_llama.training.estimate import Device, Estimate

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from simple_llama.errors import InputError
 from simple_llama.model.decoder import Decoder
-from simple_llama.params import TrainParams
+from simple_llama.params.train import TrainParams
 from simple_llama.process import file_lock
 from simple_llama.training.curves import Curves
 from simple_llama.training.fine_tuning import fine_tuning_method

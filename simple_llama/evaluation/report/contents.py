@@ -14,7 +14,10 @@ from simple_llama.evaluation.summary import rounding_in_words
 from simple_llama.files import read_csv, read_json
 from simple_llama.model.device import is_deterministic, pick_device
 from simple_llama.pages.numbers import things
-from simple_llama.params import Params, ProcessParams, TrackingParams, TrainParams, without
+from simple_llama.params.process import ProcessParams
+from simple_llama.params.reading import Params
+from simple_llama.params.tracking import TrackingParams
+from simple_llama.params.train import TrainParams
 
 HISTOGRAM_BUCKETS = 24
 
@@ -37,7 +40,7 @@ def read_contents(
         lengths=histogram(lengths),
         samples=samples,
         worst=worst,
-        params=without(params, TrackingParams, ProcessParams),
+        params=params.without(TrackingParams, ProcessParams),
         facts=facts(params) | _rounding(scores),
     )
 

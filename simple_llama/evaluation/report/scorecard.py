@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simple_llama.pages.numbers import finite, number, percent, things
-from simple_llama.params import VALIDATION_SPLIT, is_validation_split
+from simple_llama.params.evaluate import VALIDATION_SPLIT, is_validation_split
 
 CATEGORIES_SHOWN = 20
 """Categories in the open table; the rest is folded away."""
