@@ -110,6 +110,7 @@ def test_the_table_of_a_gpu(
         "peak": 10**9,
         "seconds": 0.1,
         "bytes": 10**9,
+        "replies": [[1, 2], [3, 4]],
     }
 
     def measured(job: str, args: Any, **asked: Any) -> dict[str, Any] | str:
@@ -127,7 +128,11 @@ def test_the_table_of_a_gpu(
     assert "failed: stages.train: no room" in table
     assert re.search(r"^  ours +10,000 +10.0% +1.00 GB +3.0 s   9.000", table, re.M)
     assert re.search(r"^  TRL, 1 x 32 +not installed$", table, re.M)
-    assert re.search(r"^   512 prompts, transformers, static cache +10,000 tok/s$", table, re.M)
+    assert re.search(
+        r"^   512 prompts, transformers, static cache +10,000 tok/s, 2 replies alike$",
+        table,
+        re.M,
+    )
     assert table.count("beyond weights and gradients") == 3
 
 

@@ -9,6 +9,7 @@ or is not installed, is a line that says so. TRL and Liger: pip install trl lige
 
 import argparse
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.gpu import contestants
-from benchmarks.gpu.contestants import LIGER, OURS, PLAIN, STATIC, TEXTBOOK, TRL
+from benchmarks.gpu.contestants import LIGER, NO_GRAPH, OURS, PLAIN, STATIC, TEXTBOOK, TRL
 from benchmarks.gpu.pipeline import Pipeline
 
 SMALL: dict[str, Any] = {
@@ -124,9 +125,15 @@ def generation(args: argparse.Namespace, peak: dict[str, Any]) -> None:
     shape = args.shapes[0]
     print(f"\nGreedy generation, {shape} parameters, {new} new tokens a prompt of about 100")
     for prompts in counts:
-        for who in ("ours", STATIC):
+        first: list[list[int]] = []
+        for who in ("ours", NO_GRAPH, STATIC):
             found = measured("generation", args, who=who, shape=shape, prompts=prompts, new=new)
-            said = found if isinstance(found, str) else f"{found['tokens a second']:>9,.0f} tok/s"
+            if isinstance(found, str):
+                said = found
+            else:
+                first = first or found["replies"]
+                same = sum(map(operator.eq, first, found["replies"]))
+                said = f"{found['tokens a second']:>9,.0f} tok/s, {same} replies alike"
             print(f"  {prompts:>4} prompts, {who:<28}{said}", flush=True)
 
 

@@ -20,6 +20,7 @@ from benchmarks import bench_evaluation, bench_training, textbook, trl_peer, wor
 from benchmarks.workload import STEP_EXAMPLES, Step
 from simple_llama.data.batches import MicroBatch
 from simple_llama.data.tokens import Tokens
+from simple_llama.model import decoding
 from simple_llama.model.device import autocast
 from simple_llama.model.generation import generate
 from simple_llama.params.reading import Params
@@ -45,6 +46,7 @@ OURS: dict[str, dict[str, Any]] = {
 TEXTBOOK, TRL, LIGER = "textbook", "TRL, 1 x 32", "TRL with Liger, 1 x 32"
 PLAIN = "whole logits"
 STATIC = "transformers, static cache"
+NO_GRAPH = "ours, kernel by kernel"
 
 
 class Listener(bench_training.Listener):
@@ -105,7 +107,8 @@ def ours(device: str, shape: str, steps: int, changes: dict[str, Any]) -> tuple[
 
 
 def generation(who: str, device: str, shape: str, prompts: int, new: int) -> dict[str, Any]:
-    """New tokens a second, greedily, after prompts of about 100 tokens."""
+    """New tokens a second, greedily, after prompts of about 100 tokens, and the last tokens."""
+    replies: list[list[int]] = []
     model = workload.new_model(0.0, workload.SHAPES[shape], device).eval()
     asked = bench_evaluation.make_prompts(model, prompts, 100)
     if who == STATIC:
@@ -116,7 +119,7 @@ def generation(who: str, device: str, shape: str, prompts: int, new: int) -> dic
         mask = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in pads])
 
         def answer() -> None:
-            theirs.generate(
+            found = theirs.generate(
                 ids,
                 attention_mask=mask.to(device),
                 max_new_tokens=new,
@@ -125,14 +128,17 @@ def generation(who: str, device: str, shape: str, prompts: int, new: int) -> dic
                 pad_token_id=0,
                 cache_implementation="static",
             )
+            replies[:] = found[:, -new:].tolist()
     else:
+        if who == NO_GRAPH:
+            decoding.CAPTURED_FROM = sys.maxsize
 
         def answer() -> None:
             with autocast(torch.device(device), "auto"):
-                generate(model, asked, max_new_tokens=new, stop_ids=[])
+                replies[:] = generate(model, asked, max_new_tokens=new, stop_ids=[])
 
     seconds = best_of(answer, device)
-    return {"tokens a second": prompts * new / seconds}
+    return {"tokens a second": prompts * new / seconds, "replies": replies}
 
 
 class Head(nn.Module):
