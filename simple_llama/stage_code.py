@@ -5,6 +5,7 @@ stage depends on its file. So DVC reruns a stage only if a module that it import
 """
 
 import ast
+import gc
 import hashlib
 import os
 import symtable
@@ -44,6 +45,9 @@ def as_stage(
     `dvc repro -s train` does not run the stage `code`, so DVC would keep the result of changed code
     under the listing of the code before. Without DVC nothing is kept, and nothing is compared.
     """
+    if not gc.isenabled():  # stages/__init__.py
+        gc.freeze()  # what is imported stays
+        gc.enable()
     with one_line_errors():
         listing = listings / f"{module}.txt"
         if "DVC_STAGE" in os.environ and listing.is_file():

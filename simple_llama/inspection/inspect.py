@@ -36,4 +36,5 @@ def inspect(
 
     # https://no-color.org
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return render(inspection, width=shutil.get_terminal_size((100, 24)).columns, colour=colour)
+    width = shutil.get_terminal_size((100, 24)).columns
+    return render(inspection, width=width, colour=colour, encoding=sys.stdout.encoding)

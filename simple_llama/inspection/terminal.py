@@ -7,6 +7,8 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 from wcwidth import wcswidth
 
@@ -15,27 +17,42 @@ from simple_llama.inspection.selection import Inspection, ShownExample, Untraine
 
 MARGIN = 8
 CONTENT_SHOWN = 240
+MARKS = "·↵⇥∅"
+ASCII_MARKS = str.maketrans({"·": "~", "↵": r"\n", "⇥": r"\t", "∅": "(none)"})
+"""Where the terminal has not all of MARKS."""
 TARGET, CONTROL, CONTROL_TARGET, SOFT, STRONG = "7;36", "35", "7;35", "2", "1"
 """Parameters of ANSI's Select Graphic Rendition."""
 
 
-def render(inspection: Inspection, *, width: int, colour: bool) -> str:
-    """Write the inspection in lines of at most `width` columns, unless a token is wider."""
+def render(inspection: Inspection, *, width: int, colour: bool, encoding: str | None = None) -> str:
+    """Write the inspection in lines of at most `width` columns, unless a token is wider.
+
+    encoding: of the terminal, UTF-8 by default; other characters of a token are escaped.
+    """
+    spelt = partial(_spelt, encoding=encoding or "utf-8")
     lines = [_legend(inspection.prompt_format, colour)] if inspection.examples else []
     for example in inspection.examples:
-        lines += ["", _header(example, colour), *_token_lines(example.cells, width, colour)]
+        cells = [replace(cell, text=spelt(cell.text)) for cell in example.cells]
+        lines += ["", _header(example, colour), *_token_lines(cells, width, colour)]
     if inspection.counts:
         lines += ["", _styled("what became of the data", STRONG, colour)]
         lines += [f"  {visible(what):<32}{count:>10,}" for what, count in inspection.counts]
     lines += [line for lost in inspection.lost for line in _lost(lost, colour)]
-    return "\n".join(lines)
+    return "\n".join(map(spelt, lines))
+
+
+def _spelt(text: str, encoding: str) -> str:
+    """The text as a terminal of this encoding can show it, before its width is measured."""
+    if MARKS.encode(encoding, "ignore").decode(encoding) != MARKS:
+        text = text.translate(ASCII_MARKS)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _legend(prompt_format: str, colour: bool) -> str:
     trained, control = _styled("trained", TARGET, colour), _styled("control", CONTROL, colour)
     marks = f"{trained} and {control} tokens" if colour else "tokens, ^ under what is trained"
     return (
-        f"{marks}, with their ids; · is a space, ↵ a line break, ∅ nothing that can be read; "
+        f"{marks}, with their ids; · is a space, ↵ a line break, ⇥ a tab, ∅ nothing to read; "
         f"prompt format {visible(prompt_format)}"
     )
 

@@ -118,7 +118,10 @@ def _short(coordinates: str) -> str:
 
 @contextmanager
 def matplotlib_defaults() -> Iterator[None]:
-    """Draw as matplotlib does by default, whatever the user set, and without a word."""
+    """Draw as matplotlib does by default, whatever the user set, and without a word.
+
+    Whoever draws imports matplotlib within this block only.
+    """
     # it would say on the terminal that it looks for fonts, or cannot write below the home
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # Jupyter's kernels name a backend here that may not be installed; the import would fail
@@ -148,10 +151,10 @@ def drawing(width: float, height: float) -> Iterator[Drawing]:
 @cache
 def swatch(style: str, marker: str = "") -> Markup:
     """Draw a short piece of a line, to stand beside its name."""
-    from matplotlib.lines import Line2D
-    from matplotlib.transforms import IdentityTransform
-
     with drawing(26, 12) as one:
+        from matplotlib.lines import Line2D
+        from matplotlib.transforms import IdentityTransform
+
         for x, shape, kind in (([1, 25], "", "line"), ([13], marker, "dot")):
             line = Line2D(
                 x, [6] * len(x), transform=IdentityTransform(), marker=shape, markersize=7

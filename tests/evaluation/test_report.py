@@ -498,13 +498,21 @@ def test_an_installed_package_has_every_template() -> None:
         assert (path.parent / "__init__.py").is_file(), "the folder is a package"
 
 
-def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path) -> None:
-    """Nor does a home that cannot be written, and nothing is said of it."""
+@pytest.mark.parametrize(
+    "draw",
+    [
+        "line_chart(title='t', series=[Series(label='a', points=points, style='val')], "
+        "x_label='x').svg",
+        "swatch('strong c0', 'o')",
+    ],
+)
+def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path, draw: str) -> None:
+    """Nor does a home that cannot be written, whatever is drawn first, and nothing is said of
+    it."""
     (tmp_path / "matplotlibrc").write_text("axes.grid.axis: both\nfont.size: 30\nbackend: tkagg\n")
     code = (
         "from simple_llama.pages.charts import *; import numpy; points = numpy.eye(2)\n"
-        "print(line_chart(title='t', series=[Series(label='a', points=points, style='val')], "
-        "x_label='x').svg)"
+        f"print({draw})"
     )
     plain = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     drawn = [
@@ -519,8 +527,9 @@ def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path) -> None
         for settings in (
             {"MATPLOTLIBRC": str(tmp_path)},
             {"HOME": "/dev/null", "MPLBACKEND": "module://absent.backend"},
+            {"MPLCONFIGDIR": "/dev/null/x"},
         )
     ]
-    assert drawn[0].stdout == drawn[1].stdout
+    assert drawn[0].stdout == drawn[1].stdout == drawn[2].stdout
     assert drawn[0].stdout.startswith("<svg")
-    assert [one.stderr for one in drawn] == ["", ""]
+    assert [one.stderr for one in drawn] == ["", "", ""]

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from simple_llama.files import write_json
 from simple_llama.inspection.cells import Speller, visible
 from simple_llama.inspection.inspect import inspect
 from simple_llama.inspection.losses import token_losses
-from simple_llama.inspection.selection import first_examples
+from simple_llama.inspection.selection import example_of_id, first_examples
+from simple_llama.inspection.terminal import render
 from simple_llama.model.folder import load_model, save_model
 from simple_llama.pages.writing import write_page
 from simple_llama.params.reading import Params
@@ -170,6 +172,19 @@ def test_colour_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch
     assert "\x1b[7;36m" in coloured and "^" not in coloured
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in inspect("train", 2, None, None)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso8859-1"])
+def test_a_terminal_without_the_marks_gets_others(encoding: str) -> None:
+    inspection = first_examples(side_of("raw.json[0]"), 1)
+    inspection = replace(inspection, examples=example_of_id("raw.json[0]", None).examples)
+    text = render(inspection, width=90, colour=False, encoding=encoding)
+    text.encode(encoding)
+    assert "; ~ is a space, \\n a line break, \\t a tab, (none) nothing to read; " in text
+    assert "\\U0001f642" in text and not set("·↵⇥∅") & set(text)
+    starts = [[m.start() for m in re.finditer(r"\S+", line)] for line in text.splitlines()]
+    above = [i for i, line in enumerate(text.splitlines()) if re.match(r" +\d+  \S", line)]
+    assert above and all(starts[i][1:] == starts[i + 1] for i in above)
 
 
 def test_hostile_text_never_reaches_the_terminal_raw(monkeypatch: pytest.MonkeyPatch) -> None:

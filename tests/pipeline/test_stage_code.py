@@ -186,6 +186,17 @@ def test_what_no_module_has_to_be_is_not(project: Path, init: str, line: str) ->
     assert "package/lazy.py" in files()
 
 
+def test_no_garbage_is_looked_for_while_a_stage_imports() -> None:
+    code = (
+        "import gc, sys; sys.argv = sys.argv[1:]; import stages; during = gc.isenabled()\n"
+        "from simple_llama.stage_code import as_stage\n"
+        "with as_stage('stages.code'): print(during, gc.isenabled())"
+    )
+    for name, said in (("-m", "False True\n"), ("pytest", "True True\n")):
+        command = [sys.executable, "-c", code, name]
+        assert subprocess.check_output(command, cwd=ROOT, text=True) == said
+
+
 def test_a_stage_that_dvc_runs_stops_where_another_code_is_listed(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
