@@ -1,5 +1,5 @@
-"""Examples of thousands of tokens: nothing is held of all tokens by all tokens, and the memory of a
-token stays that of short ones."""
+"""Examples of many blocks of queries: nothing is held of all tokens by all tokens, and the memory
+of a token stays that of short ones. The blocks are made smaller instead of the examples longer."""
 
 from typing import Any
 
@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simple_llama.data.batches import collate
 from simple_llama.data.tokens import Tokens
+from simple_llama.model import blocks, kernels
 from simple_llama.model.config import MLAConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.generation import generate
 from simple_llama.training.loss import score, summed_loss
 from tests.support.models import tiny_config
 
-T = 4096
-WINDOW = {"sliding_window": 700}
+T = 1024
+WINDOW = {"sliding_window": 175}
 CAP = {"attn_logit_softcapping": 50.0}
 LAYERS = {
     "full": {},
@@ -26,6 +27,13 @@ LAYERS = {
     "cap": CAP,
     "window and cap, some layers": {**WINDOW, **CAP, "sliding_layers": (True, False)},
 }
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (blocks, kernels):
+        monkeypatch.setattr(module, "BLOCK_QUERIES", module.BLOCK_QUERIES // 4)
+        monkeypatch.setattr(module, "MAX_KEPT_KEYS", module.MAX_KEPT_KEYS // 4)
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -50,7 +58,7 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def example(length: int = T) -> Tokens:
     random = np.random.default_rng(0)
-    mask = np.arange(length) >= length - 100
+    mask = np.arange(length) >= length - 25
     return Tokens.from_examples([(random.integers(4, 97, length), mask)])
 
 
@@ -106,7 +114,7 @@ def test_nor_do_validation_and_samples(layers: dict[str, object]) -> None:
     prompt = tokens.ids[: T - 4].tolist()
     with Largest() as largest:
         score(one, tokens, np.arange(1), max_tokens=T, pad_id=0, precision="fp32")
-        generate(one, [prompt, prompt[:3000]], max_new_tokens=2, stop_ids=[])
+        generate(one, [prompt, prompt[:700]], max_new_tokens=2, stop_ids=[])
     # of eight heads a block's scores are half as many
     assert largest.seen[0] < T * T, largest.seen
 
@@ -115,7 +123,7 @@ def test_nor_do_validation_and_samples(layers: dict[str, object]) -> None:
 def test_padded_prompts_by_blocks_are_computed_as_if_alone(layers: dict[str, object]) -> None:
     one = model(**layers).eval()
     random = np.random.default_rng(1)
-    prompts = [random.integers(4, 97, length).tolist() for length in (900, 300, 20)]
+    prompts = [random.integers(4, 97, length).tolist() for length in (400, 150, 20)]
     settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": []}
     together = generate(one, prompts, **settings)
     assert together == [generate(one, [prompt], **settings)[0] for prompt in prompts]
@@ -137,7 +145,7 @@ def test_what_is_kept_of_a_token_does_not_grow(
         return tensor
 
     found = []
-    for length in (2048, 8192):
+    for length in (512, 2048):
         kept.clear()
         batch = collate(example(length), np.arange(1), 0, None, packing=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
