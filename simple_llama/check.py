@@ -133,7 +133,7 @@ def _check_base(
     """Check the base model as train will, and its weights, where there are any, against its config;
     with lines about the tokenizer and the weights."""
     from simple_llama.data.encoding import open_tokenizer
-    from simple_llama.model.folder import check_weights
+    from simple_llama.model.checkpoint import check_weights
     from simple_llama.model.weights import lacks_weights
     from simple_llama.training.requirements import Requirements
 

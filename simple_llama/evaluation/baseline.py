@@ -18,7 +18,8 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation.dataset import EvalDataset
 from simple_llama.evaluation.metrics import Evaluation, evaluate, reference
 from simple_llama.files import write_json_lines
-from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.checkpoint import check_fits
+from simple_llama.model.folder import load_model
 from simple_llama.params.base import BaseParams
 from simple_llama.params.evaluate import EvaluateParams
 from simple_llama.params.reading import Params

@@ -7,8 +7,9 @@ from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.evaluation.held_out import HeldOut
 from simple_llama.evaluation.metrics import evaluate, summarise
 from simple_llama.files import write_json
+from simple_llama.model.checkpoint import check_fits
 from simple_llama.model.device import pick_device
-from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.folder import load_model
 from simple_llama.model.weights import weight_files
 from simple_llama.params.evaluate import EvaluateParams
 from simple_llama.params.reading import Params

@@ -10,9 +10,9 @@ from typing import Any
 
 from simple_llama.errors import InputError
 from simple_llama.files import read_json, write_json
+from simple_llama.model.checkpoint import load_config
 from simple_llama.model.config import MLA
 from simple_llama.model.device import pick_device
-from simple_llama.model.folder import load_config
 from simple_llama.model.weights import is_pth
 from simple_llama.params.base import BaseParams
 from simple_llama.params.reading import Params

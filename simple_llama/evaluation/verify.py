@@ -17,9 +17,10 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.evaluation import invariances
 from simple_llama.evaluation.invariances import Check
+from simple_llama.model.checkpoint import check_fits
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import describe_device, pick_device
-from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.folder import load_model
 from simple_llama.params.base import BaseParams
 from simple_llama.params.evaluate import VALIDATION_SPLIT
 from simple_llama.params.reading import Params

@@ -11,9 +11,10 @@ import torch
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.errors import InputError
 from simple_llama.model.attention import KVCache
+from simple_llama.model.checkpoint import check_fits
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device, uses_bf16
-from simple_llama.model.folder import check_fits, load_model
+from simple_llama.model.folder import load_model
 from simple_llama.model.generation import stream
 from simple_llama.model.weights import check_range, weight_files
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from simple_llama.data.prompt import ChatTokenizer
+from simple_llama.model.checkpoint import load_config
 from simple_llama.model.device import autocast, pick_device
-from simple_llama.model.folder import load_config, load_model
+from simple_llama.model.folder import load_model
 from simple_llama.params.evaluate import EvaluateParams
 from simple_llama.params.reading import Params
 

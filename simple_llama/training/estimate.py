@@ -11,9 +11,9 @@ from simple_llama.data.batches import Indices, balanced_max_tokens, micro_batche
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
 from simple_llama.model import packing
+from simple_llama.model.checkpoint import is_exact_in_bf16, load_config
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.device import device_memory, uses_bf16
-from simple_llama.model.folder import is_exact_in_bf16, load_config
 from simple_llama.model.quantisation import INSTALL, has_library
 from simple_llama.params.train import TrainParams
 from simple_llama.training.fitting import fitting

@@ -7,7 +7,7 @@ from functools import cached_property
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.tokens import Tokens
 from simple_llama.errors import InputError
-from simple_llama.model.folder import check_fits, check_token_rows
+from simple_llama.model.checkpoint import check_fits, check_token_rows
 from simple_llama.model.lora import LoraConfig, check_adapters
 from simple_llama.model.quantisation import require_library
 from simple_llama.params.train import TrainParams

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simple_llama.errors import InputError
+from simple_llama.model.checkpoint import check_fits, load_config
 from simple_llama.model.config_json import config_json
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.folder import check_fits, load_config, load_model, save_model
+from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.rope_scaling import LongRoPE
 from tests.support.families import IDS, LLAMA3
 from tests.support.models import edit_config, logits_of, random_model, tiny_config

@@ -15,10 +15,11 @@ from simple_llama.data.batches import collate
 from simple_llama.data.tokens import Tokens
 from simple_llama.model import blocks
 from simple_llama.model.attention import KVCache
+from simple_llama.model.checkpoint import load_config
 from simple_llama.model.config import MLA, ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.families import FAMILIES
-from simple_llama.model.folder import load_config, load_model, save_model
+from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.generation import generate
 from simple_llama.model.lora import (
     LoraConfig,

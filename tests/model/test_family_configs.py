@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from simple_llama.errors import InputError
+from simple_llama.model.checkpoint import load_config
 from simple_llama.model.config import MLA
 from simple_llama.model.config_json import config_json
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.families import FAMILIES
-from simple_llama.model.folder import load_config, load_model, save_model
+from simple_llama.model.folder import load_model, save_model
 from tests.support.families import (
     GEMMA,
     IDS,

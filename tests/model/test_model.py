@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simple_llama.errors import InputError
-from simple_llama.model.folder import check_fits, load_config, load_model, save_model
+from simple_llama.model.checkpoint import check_fits, load_config
+from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.generation import generate
 from tests.support.models import (
     STOP,

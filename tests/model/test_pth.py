@@ -21,10 +21,11 @@ from torch import Tensor
 
 from simple_llama.errors import InputError
 from simple_llama.files import digest
+from simple_llama.model.checkpoint import check_fits, load_config
 from simple_llama.model.config import MLA
-from simple_llama.model.folder import check_fits, load_config, load_model, save_model
+from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.generation import generate
-from simple_llama.model.pth import MAX_PICKLE
+from simple_llama.model.pth_archive import MAX_PICKLE
 from simple_llama.model.weights import weight_files
 from tests.support.hostile import FUZZ, Payload, checked_line, refusal, spliced
 from tests.support.models import STOP, greedy_without_cache, logits_of

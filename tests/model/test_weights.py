@@ -21,8 +21,9 @@ from simple_llama.errors import InputError
 from simple_llama.evaluation.one_model import evaluate_file
 from simple_llama.inference.export import export
 from simple_llama.inference.replies import load_replier
+from simple_llama.model.checkpoint import check_weights, load_config
 from simple_llama.model.decoder import Decoder
-from simple_llama.model.folder import check_weights, load_config, load_model, save_model
+from simple_llama.model.folder import load_model, save_model
 from simple_llama.model.weights import check_range
 from tests.support.hostile import STAND_INS
 from tests.support.models import edit_config, logits_of, random_model
