@@ -22,6 +22,7 @@ def render(inspection: Inspection) -> str:
         "inspection/page.html.jinja",
         of=inspection.of,
         prompt_format=visible(inspection.prompt_format),
+        losses=any(example.loss is not None for example in inspection.examples),
         examples=[
             {
                 "id": visible(example.id),
@@ -47,7 +48,7 @@ def _facts(example: ShownExample) -> list[str]:
         *([example.category] if example.category else []),
         things(example.tokens, "token"),
         f"{count(example.targets)} of them trained",
-        *([] if example.loss is None else [f"loss {example.loss:.4f}"]),
+        *([] if example.loss is None else [f"loss {example.loss:.4f} nats per token"]),
     ]
 
 

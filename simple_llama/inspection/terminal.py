@@ -31,6 +31,8 @@ def render(inspection: Inspection, *, width: int, colour: bool, encoding: str | 
     """
     spelt = partial(_spelt, encoding=encoding or "utf-8")
     lines = [_legend(inspection.prompt_format, colour)] if inspection.examples else []
+    if any(example.loss is not None for example in inspection.examples):
+        lines.append("below the ids: the loss of each token that is trained, in nats")
     for example in inspection.examples:
         cells = [replace(cell, text=spelt(cell.text)) for cell in example.cells]
         lines += ["", _header(example, colour), *_token_lines(cells, width, colour)]
@@ -59,7 +61,7 @@ def _legend(prompt_format: str, colour: bool) -> str:
 
 def _header(example: ShownExample, colour: bool) -> str:
     category = f", {visible(example.category)}" if example.category else ""
-    mean = "" if example.loss is None else f", loss {example.loss:.4f}"
+    mean = "" if example.loss is None else f", loss {example.loss:.4f} nats per token"
     return (
         f"{_styled(visible(example.id), STRONG, colour)}  {example.split}{category}, "
         f"{example.tokens} tokens, {example.targets} of them trained{mean}"

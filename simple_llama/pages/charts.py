@@ -30,6 +30,8 @@ MOST_DOTS = 60
 _DRAWABLE = 1e100
 """Larger values count as not finite: their differences would overflow."""
 _NAME_HEIGHT = 17.0
+_LETTERS = 19.0
+"""Font size of a wide chart's labels on a phone, which shrinks it: see style.css."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +154,17 @@ def histogram(
     y_label: str,
     marks: Sequence[Mark] = (),
     size: tuple[float, float] = (600, 280),
+    note: str = "",
 ) -> Chart:
-    """Draw (from, to inclusive, how many) buckets as bars."""
+    """Draw (from, to inclusive, how many) buckets as bars, below the texts of the marks."""
     if not buckets:
         return Chart(title=title)
     low, high, many = np.array(buckets, np.float64).T
     with drawing(*size) as drawn:
         axes = drawn.axes(x_label, y_label)
-        _scale_x(axes, np.array([low[0] - 1, high[-1]]), ticks=8)
-        _scale_y(axes, np.append(many, 0), max(many.max(), 1), ticks=5, whole=True)
+        _scale_x(axes, np.array([low[0] - 1, high[-1]]), ticks=6)
+        top = max(many.max(), 1) * (1.25 if marks else 1)
+        _scale_y(axes, np.append(many, 0), top, ticks=5, whole=True)
         axes.bar(low - 1, many, high - low + 1, align="edge", gid="bar tip", clip_on=False)
         drawn.tips += [f"{count(a)} to {count(b)}: {count(n)}" for a, b, n in buckets]
         for line, mark in enumerate(marks):
@@ -170,7 +174,7 @@ def histogram(
             f"{count(many.sum())} in all, from {count(low[0])} to {count(high[-1])}; "
             f"most, {count(most)}, between {count(first)} and {count(last)}."
         )
-        return Chart(title=title, svg=drawn.svg(title, description))
+        return Chart(title=title, svg=drawn.svg(title, f"{description} {note}".strip()), note=note)
 
 
 def _scale_x(axes: Axes, values: Points, *, ticks: int) -> None:
@@ -195,6 +199,7 @@ def _scale_y(axes: Axes, values: Points, top: float, *, ticks: int, whole: bool 
     axes.set_ylim(upward[0], max(top + 0.04 * (top - upward[0]), upward[1]))
     axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(tick_text)
+    _make_room_for_labels(axes)
 
 
 def _ceiling(values: Points, starts: Sequence[float]) -> float:
@@ -216,6 +221,20 @@ def _scale_y_log(axes: Axes, values: Points) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(tick_text)
+    _make_room_for_labels(axes)
+
+
+def _make_room_for_labels(axes: Axes) -> None:
+    """Move the left side inwards until the longest label of y fits, on a phone too."""
+    figure, box = axes.get_figure(root=True), axes.get_position()
+    assert figure is not None
+    width = figure.bbox.width
+    letters = _LETTERS if width > 400 else 12
+    low, high = axes.get_ylim()
+    shown = [tick_text(y) for y in axes.yaxis.get_majorticklocs() if low <= y <= high]
+    ems = (sum(0.64 if c.isalnum() else 0.36 for c in text) for text in shown)
+    left = max(box.x0, (10 + letters * max(ems, default=0.0)) / width)
+    axes.set_position((left, box.y0, box.x1 - left, box.height))
 
 
 def tick_text(value: float, place: float = 0) -> str:

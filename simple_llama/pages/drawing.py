@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEFT, TOP, BOTTOM = 50, 22, 42
+LEFT, TOP, BOTTOM = 50, 22, 46
 """Around the axes."""
 
 _SVG = "{http://www.w3.org/2000/svg}"

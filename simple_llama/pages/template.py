@@ -9,15 +9,21 @@ from markupsafe import Markup
 
 from simple_llama.pages import numbers
 
-# Control characters are not valid HTML and lone surrogates cannot be written as UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters are not valid HTML and lone surrogates cannot be written as UTF-8. The others
+# show as nothing, or change the direction of what stands around them (https://trojansource.codes).
+# Joiners and single marks of direction are left: scripts are written with them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def printable(value: Any) -> Any:
-    """Replace what no HTML file can hold in a text by U+FFFD, and unify its line ends."""
+    """Spell out what cannot be seen or written in a text, as <U+202E>, and unify its line ends."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _UNPRINTABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
+    lines = value.replace("\r\n", "\n").replace("\r", "\n")
+    return _INVISIBLE.sub(lambda found: f"<U+{ord(found[0]):04X}>", lines)
 
 
 def fill(template: str, **values: Any) -> str:

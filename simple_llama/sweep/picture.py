@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_llama.pages.drawing import matplotlib_defaults
+from simple_llama.pages.template import printable
 
 if TYPE_CHECKING:
     import optuna
@@ -46,4 +47,7 @@ def _drawn(trials: "list[optuna.trial.FrozenTrial]", shares: dict[str, float]) -
 
 
 def _place(value: Any) -> float | str:
-    return value if isinstance(value, float | int) and not isinstance(value, bool) else str(value)
+    """A number as it is, all else as a text in which nothing is a formula."""
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return value
+    return str(printable(str(value))).replace("$", r"\$")

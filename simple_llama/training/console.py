@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from simple_llama.brief import brief
 from simple_llama.data.batches import Plan
+from simple_llama.errors import printable
 from simple_llama.model.decoder import Decoder
 from simple_llama.process import warn
 from simple_llama.training.preflight import Preflight
@@ -98,8 +99,8 @@ class Console:
     ) -> None:
         self._say(f"step {step:,}: samples")
         for prompt, reply in zip(prompts, replies, strict=True):
-            question = " ".join(self.decode(prompt).split())[-70:]
-            self._say(f"  ...{question}  ->  {' '.join(self.decode(reply).split())[:100]}")
+            question, answer = (" ".join(self.decode(ids).split()) for ids in (prompt, reply))
+            self._say(printable(f"  ...{question[-70:]}  ->  {answer[:100]}"))
 
     def on_improvement(self, step: int, model: Decoder) -> None:
         pass

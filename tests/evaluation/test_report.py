@@ -212,9 +212,25 @@ def test_samples_are_filtered_by_style_alone() -> None:
     assert "<select" not in render(example(samples=[sample(category=None)])), "nothing to choose"
 
 
-def test_text_that_no_file_could_hold_is_replaced() -> None:
-    html = render(example(samples=[sample(tuned="a\ud800b\x00c\r\nd")]))
-    assert "a\ufffdb\ufffdc\nd" in html
+def test_what_cannot_be_seen_is_spelt_out() -> None:
+    """Also what would turn the text around it, in every place of the page; what scripts are written
+    with stays."""
+    evil, written = "a\u202egnp\u2066\ufeff", "a<U+202E>gnp<U+2066><U+FEFF>"
+    row = sample(prompt=evil, reference=evil, base=evil, tuned="a\ud800b\x00c\r\nd", category=evil)
+    html = render(
+        example(
+            samples=[row],
+            worst=[hard(id=evil, category=evil, reference=evil)],
+            params={evil: evil, "model_path": evil},
+            facts={evil: evil, "Persian": "می\u200cخواهم", "Hebrew": "שלום\u200f!"},
+            prepare={"rejected_by_reason": {evil: 3}},
+            evaluation={"data": evil, "by_category": {evil: category(3)}},
+        )
+    )
+    text = Page(html).text
+    assert "a<U+D800>b<U+0000>c d" in text
+    assert not re.search("[\u2028-\u202e\u2066-\u2069\ufeff]", html)
+    assert text.count(written) >= 14 and "می\u200cخواهم" in text and "שלום\u200f!" in text
     html.encode("utf-8")
 
 
@@ -415,7 +431,7 @@ def test_any_line_is_drawn_inside_its_axes(pairs: list[tuple[float, float]], log
     series = [Series(label="a", points=points, style="plain", marker="o")]
     svg = line_chart(title="t", series=series, x_label="x", log=log).svg
     assert svg is not None
-    [(x0, y0, x1, y1)] = [(50, 22, 680 - 14, 395 - 42)]
+    [(x0, y0, x1, y1)] = [(50, 22, 680 - 14, 395 - 46)]
     [path] = re.findall(r'<g class="line plain"><path d="(.*?)"', svg)
     drawn = [tuple(map(float, one.split())) for one in re.split("[ML]", path)[1:]]
     assert all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in drawn)

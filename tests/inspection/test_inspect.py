@@ -140,10 +140,12 @@ def test_with_a_model_each_target_has_its_loss(
     for index, shown in enumerate(first_examples("val", 99, losses).examples):
         assert shown.loss == pytest.approx(scores.loss[index] / scores.tokens[index], rel=1e-4)
     said = inspect("val", 1, None, None, str(tmp_path / f"{size - 2}"))
-    assert re.search(r"of them trained, loss \d+\.\d{4}\n", said)
+    assert re.search(r"of them trained, loss \d+\.\d{4} nats per token\n", said)
+    assert "\nbelow the ids: the loss of each token that is trained, in nats\n" in said
     assert re.search(r"(?m)^ +\d+\.\d\d( +\d+\.\d\d)*$", said)
     page = tmp_path / "page.html"
     inspect("val", 1, None, str(page), str(tmp_path / f"{size}"))
+    assert "trained<small>loss</small>" in page.read_text()
     assert re.search(r'style="--cost: \d+%" title="position \d+, id \d+, loss', page.read_text())
 
 
@@ -214,6 +216,7 @@ def test_the_page_stands_alone_and_escapes_everything() -> None:
     assert inspect(None, 3, "raw.json[0]", "page.html") == "wrote page.html"
     text = Path("page.html").read_text()
     page = Page(text)
+    assert "trained<small>position</small>" in text and "loss" not in Page(text).titles[0]
     assert "script" not in page.tags and "link" not in page.tags and "http" not in text
     assert all(character.isprintable() or character == "\n" for character in text)
     side = side_of("raw.json[0]")

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "input"}
+VOID = {"meta", "br", "wbr", "input"}
 
 
 class Page(HTMLParser):
@@ -31,6 +31,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
+            if self.tags[-1][0] == "wbr":  # a word goes on
+                data = self.words.pop() + data
             self.words.append(data)
 
     @property

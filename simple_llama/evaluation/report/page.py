@@ -141,20 +141,19 @@ def _left_out(missing: int) -> str:
 
 
 def _lengths(report: ReportInput) -> Chart:
-    marks = [
-        Mark(x=value, text=f"{label}: {count(value)}")
-        for label, value in (
-            ("half are shorter", finite(number(report.tokenize, "length_p50"))),
-            ("95% are shorter", finite(number(report.tokenize, "length_p95"))),
-        )
-        if value is not None
+    known = [
+        (share, value)
+        for share, key in (("half", "length_p50"), ("95%", "length_p95"))
+        if (value := finite(number(report.tokenize, key))) is not None
     ]
+    said = " and ".join(f"{share} have at most {count(value)}" for share, value in known)
     return histogram(
         title="Tokens per example",
         buckets=report.lengths,
         x_label="tokens",
         y_label="examples",
-        marks=marks,
+        marks=[Mark(x=value, text=f"{share}: {count(value)}") for share, value in known],
+        note=f"Of the examples, {said} tokens." if said else "",
     )
 
 
