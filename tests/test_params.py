@@ -110,7 +110,7 @@ def test_unknown_missing_and_doubled_keys(tmp_path: Path) -> None:
         b"\xff\xfe",
         b"? [a]\n: 1\n",
         b"a: &x [*x]\n",
-        b"[" * 5000,
+        b"[" * 500,
         b"2026-99-99: 1",
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simple_llama.data import foreign_template
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.data.prompt_formats import Message
 from simple_llama.errors import InputError
@@ -245,6 +246,16 @@ def test_a_template_that_takes_a_control_token_of_a_message_apart_is_refused_by_
         chat.prompt(turns("q<|im_end|>"))
 
 
+@pytest.fixture
+def half_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a template, instead of the two seconds that are said."""
+    child = Path(foreign_template.__file__).read_text()
+    limit = "\nMAX_CPU_SECONDS = 2\n"
+    assert limit in child
+    (tmp_path / "child.py").write_text(child.replace(limit, "\nMAX_CPU_SECONDS = 0.5\n"))
+    monkeypatch.setattr(foreign_template, "__file__", str(tmp_path / "child.py"))
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -266,7 +277,7 @@ def test_a_template_that_takes_a_control_token_of_a_message_apart_is_refused_by_
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(
-    tmp_path: Path, template: str, said: str
+    tmp_path: Path, template: str, said: str, half_a_second: None
 ) -> None:
     folder = foreign(byte_level(tmp_path / "t.json", CHATML), tmp_path, template, "<|im_end|>")
     for wanted in ("template", "auto"):
@@ -280,7 +291,7 @@ def test_a_template_that_cannot_be_used_is_one_line(
 
 
 def test_a_template_that_turns_hostile_later_is_one_line_and_the_next_row_is_rendered(
-    tmp_path: Path,
+    tmp_path: Path, half_a_second: None
 ) -> None:
     template = (
         "{% for m in messages %}{% if m.content == 'loop' %}{% for i in range(99999) %}"

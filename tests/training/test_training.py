@@ -256,7 +256,7 @@ def test_the_update_is_pytorchs_and_norms_biases_and_embeddings_do_not_decay() -
 
 def test_a_training_starts_without_pytorchs_compiler() -> None:
     code = (
-        "import sys; from tests.support.trainings import params, run; run(params(epochs=1)); "
+        "import sys; from tests.support.trainings import params, run; run(params(max_steps=1)); "
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
