@@ -289,7 +289,7 @@ def test_a_run_that_is_not_finished_is_shown_as_such(repo: Repo) -> None:
     page = shown("half", "main")
     assert "half not finished" in page.text
     assert "Validation loss – 0.5000" in page.text
-    assert "fewer than two of these runs are finished" in page.text
+    assert "fewer than two of these runs have scores of their own params" in page.text
     assert re.search(r"half .* not finished", as_text(find_runs(["half", "main"])[0]))
     none: Files = dict.fromkeys(files())
     repo.commit(none | {"params.yaml": params()})
@@ -298,11 +298,34 @@ def test_a_run_that_is_not_finished_is_shown_as_such(repo: Repo) -> None:
 
 def test_results_that_params_have_outrun_or_that_are_the_same_are_told(repo: Repo) -> None:
     repo.commit({"dvc.lock": lock(max_lr="0.0015", epochs="3")})
-    assert "has changed since" not in shown(WORKSPACE).text
+    assert "its scores are of" not in shown(WORKSPACE).text
     repo.write({"params.yaml": params(epochs="4")})
     text = shown(WORKSPACE, "main").text
-    assert "workspace: params.yaml has changed since these results were made (epochs)" in text
+    assert "workspace: its scores are of epochs 3; params.yaml now says 4, and dvc repro" in text
     assert "workspace: exactly the same scores as main." in text
+
+
+def test_scores_of_other_params_are_called_so_wherever_they_stand(repo: Repo) -> None:
+    """And are never the best."""
+    repo.commit({"dvc.lock": lock(max_lr="0.0015")})
+    repo.experiment("mine", files(0.6, {"dvc.lock": lock(max_lr="0.002")}, max_lr="2e-3"))
+    repo.experiment("new", files(0.1, {"dvc.lock": lock(max_lr="0.0015")}, max_lr="3e-3"))
+    runs, _ = find_runs(["main", "mine", "new"])
+    said = "new: its scores are of max_lr 1.5e-3; params.yaml now says 3e-3, and dvc repro makes"
+    html = render(runs)
+    text = Page(html).text
+    assert said in text and "Of other params, as the scores are: new." in text
+    assert html.count('<span class="badge no">scores of other params</span>') == 3
+    assert starred(html)["Validation loss"] == [0] and "lowest loss 0.5000 (main)" in text
+    assert re.search(
+        r"(?m)^new   max_lr=3e-3 +0.1000 +25.0%  scores of other params$", as_text(runs)
+    )
+    marked = as_markdown(runs)
+    assert "| new (scores of other params) |" in marked
+    assert "| Loss | 0.5000 | 0.6000 (worse by 0.1000) | 0.1000 |" in marked
+    assert (
+        "fewer than two of these runs have scores of their own params" in shown("main", "new").text
+    )
 
 
 def test_names_and_values_cannot_break_out_of_the_page(repo: Repo) -> None:
@@ -453,8 +476,9 @@ def test_a_pull_request_is_told_what_was_not_run_again(repo: Repo) -> None:
     stale = files(max_lr="0.01") | {"dvc.lock": lock(max_lr="0.0015")}
     repo.write(stale)
     said = as_markdown(*find_runs(["main", "workspace"]))
-    assert r"params.yaml has changed since these results were made (max\_lr)" in said
-    repo.write(stale | {EVAL: scores(0.4, data="Held out: other.json")})
+    assert r"workspace: its scores are of max\_lr 1.5e-3; params.yaml now says 0.01, and" in said
+    assert "Not yet: fewer than two" in said and "better" not in said
+    repo.write(files(changes={EVAL: scores(0.4, data="Held out: other.json")}))
     said = as_markdown(*find_runs(["main", "workspace"]))
     assert "No: they were evaluated on different data" in said and "better" not in said
 

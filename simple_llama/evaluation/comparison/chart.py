@@ -30,6 +30,7 @@ def swatch_of(index: int) -> Markup:
 def loss_curves(runs: Sequence[Run], *, log: bool) -> Chart:
     """Draw all losses of the runs, on a linear or a logarithmic scale."""
     lines = [_lines(run, index, log=log) for index, run in enumerate(runs)]
+    outdated = ", ".join(run.name for run in runs if run.made_with and run.curves["train"])
     return line_chart(
         title=f"Loss, {'logarithmic' if log else 'linear'}",
         series=[series for one in lines for series in one],
@@ -41,7 +42,8 @@ def loss_curves(runs: Sequence[Run], *, log: bool) -> Chart:
         log=log,
         note="Thick, with markers: validation on all its examples. Small dots: interval "
         "validation, on a sample. Thin: training, smoothed where there are over "
-        f"{SMOOTHED_FROM} steps.",
+        f"{SMOOTHED_FROM} steps."
+        + (f" Of other params, as the scores are: {outdated}." if outdated else ""),
     )
 
 

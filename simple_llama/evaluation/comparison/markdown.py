@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from simple_llama.evaluation.comparison.page import remarks, verdict
+from simple_llama.evaluation.comparison.page import remarks, verdict, warning
 from simple_llama.evaluation.comparison.runs import Run, differing_params, find_runs
 from simple_llama.evaluation.comparison.scores import ranked
 from simple_llama.pages.numbers import MISSING, count, finite, number
@@ -16,23 +16,30 @@ def as_markdown(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
 
     A change is marked better or worse where the scores may be compared.
     """
-    names = [run.name for run in runs]
+    warnings = [f" ({said})" if (said := warning(run)) else "" for run in runs]
+    names = [f"{run.name}{said}" for run, said in zip(runs, warnings)]
     lines = [_line(["", *names]), "|---" + "|---:" * len(runs) + "|"]
     changed = [
         [key, *(run.params.get(key, MISSING) for run in runs)] for key in differing_params(runs)
     ]
     lines += [_line(row) for row in (*changed, *_scores(runs))]
-    said = (verdict(runs)[0], *notes, *remarks(runs))
-    return "\n".join([*lines, "", *(f"{_plain(one)}  " for one in said)])
+    below = (verdict(runs)[0], *notes, *remarks(runs))
+    return "\n".join([*lines, "", *(f"{_plain(one)}  " for one in below)])
 
 
 def _scores(runs: Sequence[Run]) -> Iterator[list[str]]:
     for label, key, form, best in ranked(runs):
         values = [number(run.scores, key) for run in runs]
         first, row = finite(values[0]), [label, form(values[0])]
-        for value in map(finite, values[1:]):
+        for run, value in zip(runs[1:], map(finite, values[1:])):
             cell = form(value)
-            if best is not None and None not in (first, value) and form(first) != cell:
+            ranked_too = runs[0].has_current_scores and run.has_current_scores
+            if (
+                best is not None
+                and ranked_too
+                and None not in (first, value)
+                and form(first) != cell
+            ):
                 assert first is not None and value is not None
                 better = best([first, value]) == value
                 cell += f" ({'better' if better else 'worse'} by {form(abs(value - first))})"

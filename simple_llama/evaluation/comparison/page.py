@@ -41,7 +41,7 @@ def render(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
         "evaluation/comparison/page.html.jinja",
         lead=_lead(runs),
         runs=[
-            {"name": run.name, "finished": bool(run.scores), "swatch": swatch_of(index)}
+            {"name": run.name, "warning": warning(run), "swatch": swatch_of(index)}
             for index, run in enumerate(runs)
         ],
         verdict=answer,
@@ -60,21 +60,23 @@ def render(runs: Sequence[Run], notes: Sequence[str] = ()) -> str:
 def _lead(runs: Sequence[Run]) -> str:
     said = []
     for what, (_, key, form, best) in zip(("lowest loss", "best exact match"), ranked(runs, MAIN)):
-        cells = _cells([number(run.scores, key) for run in runs], form, best)
+        cells = _cells(runs, [number(run.scores, key) for run in runs], form, best)
         if winners := [run.name for run, (_, top) in zip(runs, cells) if top]:
             value = next(text for text, top in cells if top)
             said.append(f"{what} {value} ({', '.join(winners)})")
     return f"{things(len(runs), 'run')}{': ' if said else ''}{', '.join(said)}."
 
 
+def warning(run: Run) -> str:
+    """What has to be known of a run before its scores are read, in a few words."""
+    if run.has_current_scores:
+        return ""
+    return "scores of other params" if run.scores else "not finished"
+
+
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """Warn of results that params.yaml has outdated, and of runs with the same scores."""
-    remarks = [
-        f"{run.name}: params.yaml has changed since these results were made "
-        f"({', '.join(run.stale)}); dvc repro makes them anew"
-        for run in runs
-        if run.stale and run.scores
-    ]
+    """Warn of scores that are of other params, and of runs with the same scores."""
+    remarks = [f"{run.name}: {_outdated(run)}" for run in runs if run.scores and run.made_with]
     for index, run in enumerate(runs):
         twins = [one.name for one in runs[index + 1 :] if one.scores == run.scores != {}]
         if twins:
@@ -82,12 +84,18 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     return remarks
 
 
+def _outdated(run: Run) -> str:
+    made = ", ".join(f"{key} {value}" for key, value in run.made_with.items())
+    now = ", ".join(run.params[key] for key in run.made_with)
+    return f"its scores are of {made}; params.yaml now says {now}, and dvc repro makes them anew"
+
+
 def verdict(runs: Sequence[Run]) -> tuple[str, str]:
     """Say whether the scores may be compared; the sentence, and its CSS class."""
-    done = [run for run in runs if run.scores]
+    done = [run for run in runs if run.has_current_scores]
     basis = comparable(done)
     if len(done) < 2:
-        return "Not yet: fewer than two of these runs are finished.", "worse"
+        return "Not yet: fewer than two of these runs have scores of their own params.", "worse"
     if not basis:
         return "No: they were evaluated on different data, so no best value is marked.", "worse"
     if basis == {"replies"}:
@@ -109,13 +117,13 @@ def _overview(runs: Sequence[Run]) -> list[Row]:
     for label, key, form, best in ranked(runs):
         values = [number(run.scores, key) for run in runs]
         name = min(names) if key == "val_loss" and len(names) == 1 else label
-        rows.append((name, _cells(values, form, best)))
+        rows.append((name, _cells(runs, values, form, best)))
     for label, key, form in (
         ("Steps", "steps", count),
         ("Epochs", "epochs", passes),
         ("Best step", "best_step", count),
     ):
-        rows.append((label, _cells([number(run.train, key) for run in runs], form)))
+        rows.append((label, _cells(runs, [number(run.train, key) for run in runs], form)))
     return rows
 
 
@@ -123,11 +131,20 @@ def _plain(texts: Iterable[str | None]) -> list[Cell]:
     return [(text or MISSING, False) for text in texts]
 
 
-def _cells(values: Sequence[float | None], form: Format, best: Best | None = None) -> list[Cell]:
-    """Mark what is the best as it is shown; nothing of fewer than two, or where all are."""
-    known = [value for value in map(finite, values) if value is not None]
+def _cells(
+    runs: Sequence[Run],
+    values: Sequence[float | None],
+    form: Format,
+    best: Best | None = None,
+) -> list[Cell]:
+    """Mark what is the best as it is shown; nothing of fewer than two, or where all are, and none
+    of other params."""
+    ranks = [
+        run.has_current_scores and finite(value) is not None for run, value in zip(runs, values)
+    ]
+    known = [value for value, ranked in zip(values, ranks) if ranked and value is not None]
     top = form(best(known)) if best and len(set(map(form, known))) > 1 else None
-    return [(form(value), finite(value) is not None and form(value) == top) for value in values]
+    return [(form(value), ranked and form(value) == top) for value, ranked in zip(values, ranks)]
 
 
 def _categories(runs: Sequence[Run]) -> list[tuple[str, list[Row]]]:
@@ -143,7 +160,7 @@ def _categories(runs: Sequence[Run]) -> list[tuple[str, list[Row]]]:
         for name in ordered:
             values = [number(one.get(name, {}), key) for one in found]
             size = " to ".join(map(count, sorted({min(sizes[name]), max(sizes[name])})))
-            rows.append((name, [(size, False), *_cells(values, form, best)]))
+            rows.append((name, [(size, False), *_cells(runs, values, form, best)]))
         tables.append((title, rows))
     return tables if ordered else []
 
@@ -157,22 +174,22 @@ def _by_category(run: Run) -> dict[str, Mapping[str, Any]]:
 def as_text(runs: Sequence[Run]) -> str:
     """A short table for a terminal: name, differing params, loss and exact match."""
     keys = differing_params(runs)
-    rows = [("run", "params that differ", "val_loss", "exact_match")]
+    rows = [("run", "params that differ", "val_loss", "exact_match", "")]
     for run in runs:
         changed = " ".join(f"{key}={run.params.get(key, MISSING)}" for key in keys)
         val_loss, match = number(run.scores, "val_loss"), number(run.scores, "exact_match")
-        told = (loss(val_loss), percent(match)) if run.scores else ("not finished", "")
-        rows.append((_cut(run.name, 40), _cut(changed, 60) or "none", *told))
+        told = (loss(val_loss), percent(match)) if run.scores else ("", "")
+        rows.append((_cut(run.name, 40), _cut(changed, 60) or "none", *told, warning(run)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = (
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip()
-        for a, b, c, d in rows
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
+        for a, b, c, d, e in rows
     )
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def compare(names: Sequence[str], out: str) -> str:
@@ -180,4 +197,4 @@ def compare(names: Sequence[str], out: str) -> str:
     check_page_path(out)
     runs, notes = find_runs(names)
     write_page(out, render(runs, notes))
-    return "\n".join([as_text(runs), *notes, f"page: {out}"])
+    return "\n".join([as_text(runs), *notes, *remarks(runs), f"page: {out}"])

@@ -50,8 +50,8 @@ class Run:
     """params.yaml as text, in which equal numbers are written alike."""
     evaluated: str
     """MD5 of the evaluated file, from dvc.lock."""
-    stale: Sequence[str]
-    """Params that differ from those in dvc.lock: they have changed since the results were made."""
+    made_with: Mapping[str, str]
+    """Values in dvc.lock of the params that are others in params.yaml: those of the results."""
     prepare: Mapping[str, Any]
     tokenize: Mapping[str, Any]
     train: Mapping[str, Any]
@@ -59,6 +59,11 @@ class Run:
     """reports/eval.json; empty where the run is not finished."""
     curves: Mapping[str, Sequence[Mapping[str, float]]]
     """Rows of step, loss and more (train), or of step and loss (val, interval)."""
+
+    @property
+    def has_current_scores(self) -> bool:
+        """Whether there are scores, and of these params."""
+        return bool(self.scores) and not self.made_with
 
 
 def find_runs(names: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -199,7 +204,7 @@ def _read(name: str, origin: str, files: Mapping[str, bytes]) -> Run:
         origin=origin,
         params=params,
         evaluated=_evaluated(lock, raw.get("eval_json_path")),
-        stale=_stale(lock, params),
+        made_with=_made_with(lock, params),
         prepare=reports["prepare"],
         tokenize=reports["tokenize"],
         train=reports["train"],
@@ -242,15 +247,18 @@ def _evaluated(lock: Mapping[str, Any], path: object) -> str:
     return hashes[0] if hashes and isinstance(hashes[0], str) else ""
 
 
-def _stale(lock: Mapping[str, Any], params: Mapping[str, str]) -> list[str]:
+def _made_with(lock: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, str]:
     try:
         stages = [stage for stage in lock["stages"].values() if "params" in stage]
         used = [stage["params"]["params.yaml"].items() for stage in stages]
     except (KeyError, TypeError, AttributeError):
-        return []
+        return {}
     values = [(key, value) for some in used for key, value in some if isinstance(value, str)]
-    changed = (key for key, value in values if params.get(key, value) not in {value, _plain(value)})
-    return list(dict.fromkeys(changed))
+    return {
+        key: _plain(value)
+        for key, value in values
+        if params.get(key, value) not in {value, _plain(value)}
+    }
 
 
 def differing_params(runs: Sequence[Run]) -> list[str]:

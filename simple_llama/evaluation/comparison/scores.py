@@ -76,7 +76,7 @@ def ranked(
     runs: Sequence[Run], keys: Sequence[str] = ()
 ) -> list[tuple[str, str, Format, Best | None]]:
     """SCORES, or those of the keys; where values may not be compared, none is the best."""
-    basis = comparable(runs)
+    basis = comparable([run for run in runs if run.has_current_scores])
     return [
         (label, key, form, best if needed in basis else None)
         for label, key, form, best, needed in SCORES
