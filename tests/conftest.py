@@ -12,6 +12,12 @@ from tests.support.tokenizer_kinds import TEXTS
 
 torch.set_num_threads(1)  # tiny models: threads would only wait for each other
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole projects first: the short ones then fill what is left of each worker."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "Project"))
+
+
 CONTROL_TOKENS = ["<PAD>", "<UNK>", "<SOT>", "<EOT>", "<SOU>", "<EOU>", "<SOA>", "<EOA>"]
 
 

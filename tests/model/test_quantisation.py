@@ -35,7 +35,7 @@ from simple_llama.training.loss import score
 from simple_llama.training.resume import ResumeFolder
 from simple_llama.training.state import TrainResult
 from tests.support.models import logits_of, random_model, tiny_config
-from tests.support.project import Project
+from tests.support.project import STAGES, Project
 from tests.support.ranks import together
 from tests.support.trainings import PAD, Listener, data, params
 from tests.training import test_resume
@@ -404,7 +404,7 @@ def test_continued_after_any_step_it_ends_with_the_same_bytes(precision: Any) ->
 def test_the_stages_say_what_rounding_cost(tmp_path: Path) -> None:
     project = Project.make(tmp_path / "project")
     project.set(lora_rank=4, lora_base="nf4", precision="fp32")
-    said = project.run("dvc", "repro")
+    said = "".join(map(project.call, STAGES))
     rounded = project.json("reports/train.json")["rounded_base_val_loss"]
     assert f"base in 4 bits: validation loss {rounded:.4f} over all" in said
     result = project.json("reports/eval.json")
@@ -415,16 +415,10 @@ def test_the_stages_say_what_rounding_cost(tmp_path: Path) -> None:
     assert line in (project.root / "models/report.html").read_text()
     best = project.json("reports/train.json")["best_val_loss"]
     assert result["val_loss"] == pytest.approx(best, abs=0.1), "merged into the original weights"
-    code = (
-        "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); "
-        f"run = mlflow.MlflowClient().get_run({project.json('models/run.json')['run_id']!r}); "
-        "print(run.data.tags['bitsandbytes'], run.data.metrics['rounded_base_val_loss'], "
-        "run.data.metrics['eval_rounded_base_val_loss'])"
-    )
-    version, first, second = project.run("python", "-c", code).splitlines()[-1].split()
-    assert version == library_version()
-    assert float(first) == rounded
-    assert float(second) == pytest.approx(rounded, abs=1e-6)
+    run = project.tracked().data
+    assert run.tags["bitsandbytes"] == library_version()
+    assert run.metrics["rounded_base_val_loss"] == rounded
+    assert run.metrics["eval_rounded_base_val_loss"] == pytest.approx(rounded, abs=1e-6)
 
 
 def test_without_the_library_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

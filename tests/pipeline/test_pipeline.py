@@ -253,8 +253,7 @@ def test_a_learning_rate_reruns_train_and_evaluate_and_reaches_mlflow(project: P
 def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
     assert list((project.root / "models/adapter").iterdir()) == []
     project.set(lora_rank=4, lora_targets="q_proj+up_proj", ckpt_epochs=1, precision="fp32")
-    said = project.run("python", "-m", "stages.train")
-    assert "of them trained)" in said
+    assert "of them trained)" in project.call("train")
     tokens = Tokens.read(project.root / "data/tokens/val.safetensors")
     merged = load_model(project.root / "models/sft")
     scores = score(
@@ -266,17 +265,12 @@ def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
     assert config["target_modules"] == ["q_proj", "up_proj"]
     assert config["base_model_name_or_path"] == str(project.root.resolve() / "base")
     assert (project.root / "models/checkpoints/epoch-01/config.json").exists()
-    code = (
-        "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); "
-        "client = mlflow.MlflowClient(); "
-        f"run = client.get_run({project.json('models/run.json')['run_id']!r}); "
-        "print(run.data.params['lora_rank'], run.data.tags['lora.merged_logits_differ_by'], "
-        "*[a.path for a in client.list_artifacts(run.info.run_id, 'adapter')])"
-    )
-    rank, difference, *files = project.run("python", "-c", code).splitlines()[-1].split()
-    assert rank == "4"
-    assert float(difference) < 1e-5
-    assert files == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    run = project.tracked()
+    assert run.data.params["lora_rank"] == "4"
+    assert float(run.data.tags["lora.merged_logits_differ_by"]) < 1e-5
+    kept = Path(run.info.artifact_uri.removeprefix("file://"), "adapter")
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in kept.iterdir()) == files
     project.run("git", "checkout", "-q", "--", ".")
     project.run("dvc", "checkout", "--force", "train")
 
@@ -295,8 +289,8 @@ def test_a_format_whose_tokens_the_base_lacks(project: Project, tmp_path: Path) 
         ("train", "grows from 400 to 402"),
         ("evaluate", "scoring models/sft"),
     ):
-        assert line in other.run("python", "-m", f"stages.{stage}")
-    assert "FAILED" not in other.run("simple-llama", "verify")
+        assert line in other.call(stage)
+    assert "FAILED" not in other.call("verify")
     folder = other.root / "models/sft"
     chat, tokenizer = ChatTokenizer.from_folder(folder), transformers.AutoTokenizer
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -338,7 +332,7 @@ def test_bad_input_is_one_line_and_exit_code_1(
             (project.root / "params.yaml").write_text(original + "max_lrs: 1\n")
         else:
             project.set(**change)
-        output = project.run("python", "-m", f"stages.{stage}", fails=True)
+        output = project.call(stage, fails=True)
     finally:
         (project.root / "params.yaml").write_text(original)
     lines = [line for line in output.splitlines() if line.startswith("error: ")]

@@ -1,5 +1,8 @@
 """A whole small project: the real dvc and mlflow on a model that trains in a second."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import re
@@ -9,16 +12,20 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from models.demo.base import train_tokenizer
 from models.demo.texts import documents
+from simple_llama import cli
 from simple_llama.data.prompt import ChatTokenizer
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
 from simple_llama.params.reading import Params
+from simple_llama.tracking.store import import_mlflow
 
 ROOT = Path(__file__).parents[2]
+STAGES = ("prepare", "tokenize", "train", "baseline", "evaluate")
 LEFT_OUT = ("dvc.lock", "models/demo/dvc.yaml", "models/demo/dvc.lock")
 """Of the tracked files: as for anyone with a model of their own."""
 
@@ -147,6 +154,33 @@ class Project:
             said = output.read_text(errors="replace")
         assert (code != 0) == fails, said
         return said
+
+    def call(self, command: str, *arguments: str, fails: bool = False) -> str:
+        """The same of a stage, or of a command of `simple-llama`, called in this process, which has
+        imported torch and MLflow already. The code is this repository's, not the project's copy."""
+        main = importlib.import_module(f"stages.{command}").main if command in STAGES else cli.main
+        argv = [command, *arguments] if command in STAGES else ["simple-llama", command, *arguments]
+        said, code = io.StringIO(), None
+        with (
+            contextlib.chdir(self.root),
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            mock.patch.object(sys, "argv", argv),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code
+                if isinstance(code, str):
+                    print(code, file=sys.stderr)
+        assert bool(code) == fails, said.getvalue()
+        return said.getvalue()
+
+    def tracked(self) -> Any:
+        """The run of models/run.json, as MLflow has it."""
+        uri = f"sqlite:///{self.root}/mlflow.db"
+        return import_mlflow().MlflowClient(uri).get_run(self.json("models/run.json")["run_id"])
 
     def json(self, name: str) -> Any:
         return json.loads((self.root / name).read_text())
