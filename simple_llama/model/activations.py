@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simple_llama.model import kernels
+from simple_llama.model.blocks import BLOCK_QUERIES
 from simple_llama.model.config import ModelConfig
+from simple_llama.model.recomputed import block_scores
+
+BYTES_OF_SCORE = 24
+"""In a block of the plain formula's backward pass, in its types, at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +127,13 @@ def _attention(config: ModelConfig, layer: int, compute: Compute, lengths: Seque
         fixed += 4 * config.rotary_dim * number * _positions(compute, lengths)
     if compute.keeps_input("o_proj"):
         kept += heads * wide * number
-    if not compute.fused:  # weights, in float32 and in their type, and the mask
-        rows = [tokens] if compute.packed else lengths
-        area = sum(row * row for row in rows)
-        fixed += area * (1 + heads * (6 if compute.half else 4))
+    capped = config.attn_logit_softcapping is not None
+    if capped or not compute.fused:  # weights, in float32 and in their type, tanh and the mask
+        each = 4 + (2 if compute.half else 0) + (number if capped else 0)
+        area = sum(_kept_pairs(length, config.window(layer)) for length in lengths)
+        fixed += area * (1 + heads * each)
+        if compute.packed and 1 in lengths and heads > groups:
+            kept += groups * (width + wide) * number  # a single token needs no copies of them
         return fixed + tokens * (kept + heads * (2 * width + wide) * number)
     if compute.device == "cpu" and compute.packed and _is_short(config, layer, lengths):
         kept += (heads * width + groups * (width + wide)) * number
@@ -133,17 +141,34 @@ def _attention(config: ModelConfig, layer: int, compute: Compute, lengths: Seque
     # queries, keys and values, a sum for each query, and the output where it is not o_proj's input
     copies = groups if compute.device != "cpu" and compute.packed else heads
     kept += (heads + 2 * copies) * max(width, wide) * number
-    if config.attn_logit_softcapping is None:  # else all but those are computed again
-        kept += 4 * heads + (heads * wide * number if compute.device == "cpu" else 0)
+    kept += 4 * heads + (heads * wide * number if compute.device == "cpu" else 0)
     return fixed + tokens * kept
+
+
+def _kept_pairs(length: int, window: int | None) -> int:
+    """Queries and keys of an example whose weights by the plain formula are kept."""
+    if length > kernels.MAX_KEPT_KEYS:
+        return 0  # computed again
+    return sum(
+        (min(first + BLOCK_QUERIES, length) - first)
+        * (min(first + BLOCK_QUERIES, length) - (max(0, first - window + 1) if window else 0))
+        for first in range(0, length, BLOCK_QUERIES)
+    )
+
+
+def block_bytes(config: ModelConfig, compute: Compute, lengths: Sequence[int]) -> int:
+    """What the backward pass of the plain formula takes for a block of scores, where they are
+    computed again."""
+    longest = max(lengths)
+    capped = config.attn_logit_softcapping is not None
+    if longest <= kernels.MAX_KEPT_KEYS or not (capped or not compute.fused):
+        return 0
+    heads = config.num_attention_heads * (1 if compute.packed else len(lengths))
+    return BYTES_OF_SCORE * block_scores(compute.device, heads, longest)
 
 
 def _is_short(config: ModelConfig, layer: int, lengths: Sequence[int]) -> bool:
     """Whether kernels.packed_attention keeps the weights of these packed examples."""
     window = config.window(layer)
     hides = window is not None and window < max(lengths)
-    return (
-        config.attn_logit_softcapping is None
-        and not hides
-        and max(lengths) <= kernels.MAX_KEPT_KEYS
-    )
+    return not hides and max(lengths) <= kernels.MAX_KEPT_KEYS

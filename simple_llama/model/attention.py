@@ -4,8 +4,8 @@ Shapes, here and in its neighbours: B batch, T time, D width, H query heads, G k
 K head width, S cached positions.
 """
 
-import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from simple_llama.model.blocks import Cached, blockwise_attention
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.kernels import RMSNorm
 from simple_llama.model.packing import Packed
+from simple_llama.model.recomputed import Formula, recomputed_attention
 from simple_llama.model.rope import rotate
 
 
@@ -179,30 +180,18 @@ def attend(
 
     Without a mask attention is causal, and the last query sees all S keys. Packed, queries see
     their own example only; with a window, of what they would see only the last `window` keys. A
-    softcap bounds the scores: see plain_attention.
+    softcap bounds the scores: see recomputed.Formula.
     """
-    B, H, T, K = q.shape
-    S = k.shape[2]
-    if window is not None and window >= (mask.longest if isinstance(mask, Packed) else S):
-        window = None  # it hides nothing
-    compiling = torch.compiler.is_compiling()
-    hidden: Tensor | None = None
+    how: Any = {"window": window, "scale": scale, "softcap": softcap}
     if isinstance(mask, Packed):
-        if fused and softcap is None and packing.uses_varlen_kernel(q, v):
-            return packing.packed_attention(q, k, v, mask, window, scale)
-        if fused and softcap is None and window is None and kernels.uses_cpu_attention(q):
-            return kernels.packed_attention(q, k, v, mask, scale)
-        if fused and not compiling:
-            examples = (tuple(x[:, :, span] for x in (q, k, v)) for span in mask.spans())
-            one = partial(
-                attend, mask=None, fused=fused, window=window, scale=scale, softcap=softcap
-            )
-            return torch.cat([one(q, k, v) for q, k, v in examples], dim=2)
-        hidden = mask.mask(T)
-        mask = None
-    share = H // k.shape[1]
+        return _attend_packed(q, k, v, mask, fused=fused, **how)
+    B, H, T, K = q.shape
+    S, share = k.shape[2], H // k.shape[1]
+    if window is not None and window >= S:
+        window = None  # it hides nothing
+    plain = softcap is not None or not fused
     kernel = partial(kernels.attention, scale=scale)
-    if softcap is not None or not fused:
+    if plain:
         kernel = partial(plain_attention, scale=scale, softcap=softcap)
     if T == 1:
         low = 0 if window is None or (mask and mask.place is not None) else S - window
@@ -211,13 +200,37 @@ def attend(
         return kernel(q, k[:, :, low:], v[:, :, low:], attn_mask=seen).reshape(B, H, T, -1)
     if share > 1:
         k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    by_blocks = window is not None or softcap is not None or mask is not None
-    if by_blocks and fused and not compiling:
-        return blockwise_attention(q, k, v, mask, window, kernel, recompute=softcap is not None)
-    if by_blocks:  # compiled, or the plain formula
-        seen = (mask or Cached(None)).mask(T, 0, S, q.device, window)
-        hidden = seen if hidden is None else seen & hidden
-    return kernel(q, k, v, attn_mask=hidden, is_causal=hidden is None)
+    if window is None and mask is None and not plain:
+        return kernel(q, k, v, is_causal=True)
+    if torch.compiler.is_compiling() or (plain and mask is None and S == T > kernels.MAX_KEPT_KEYS):
+        return recomputed_attention(q, k, v, **how)
+    return blockwise_attention(q, k, v, mask, window, kernel, added=not plain)
+
+
+def _attend_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Packed,
+    *,
+    fused: bool,
+    window: int | None,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    if window is not None and window >= mask.longest:
+        window = None
+    if fused and softcap is None:
+        if packing.uses_varlen_kernel(q, v):
+            return packing.packed_attention(q, k, v, mask, window, scale)
+        if window is None and kernels.uses_cpu_attention(q):
+            return kernels.packed_attention(q, k, v, mask, scale)
+    how: Any = {"window": window, "scale": scale, "softcap": softcap}
+    if torch.compiler.is_compiling():
+        return recomputed_attention(q, k, v, **how, offsets=mask.offsets)
+    how |= {"mask": None, "fused": fused}
+    examples = (tuple(x[:, :, span] for x in (q, k, v)) for span in mask.spans())
+    return torch.cat([attend(q, k, v, **how) for q, k, v in examples], dim=2)
 
 
 def plain_attention(
@@ -225,18 +238,11 @@ def plain_attention(
     k: Tensor,
     v: Tensor,
     attn_mask: Tensor | None = None,
-    is_causal: bool = False,
+    *,
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scores) v of scores scale q k^T, written out: what the fused kernel must equal. A
-    softcap makes them softcap * tanh(scores / softcap) (https://arxiv.org/abs/2408.00118)."""
-    scores = q @ k.transpose(-1, -2)
-    scores = scores / math.sqrt(q.shape[-1]) if scale is None else scores * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if is_causal:
-        attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    return scores.float().softmax(dim=-1).to(q.dtype) @ v
+    """softmax(c) v of bounded scores c, written out: what the fused kernel must equal. The mask is
+    bool; None: all see all."""
+    weights, _ = Formula(scale=scale, softcap=softcap).weights(q, k, attn_mask)
+    return weights.to(q.dtype) @ v

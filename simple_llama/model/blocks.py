@@ -1,6 +1,6 @@
-"""Attention by blocks of queries, for what PyTorch's kernels lack: sliding windows, soft caps and
-padding of cached keys. Keys that no query of a block sees are left out, and no mask or scores are
-of all queries by all keys.
+"""Attention by blocks of queries, for what PyTorch's kernels lack: sliding windows and padding of
+cached keys. Keys that no query of a block sees are left out, and no mask or scores are of all
+queries by all keys.
 
 Shapes as in attention.py; of S positions the queries are the last T.
 """
@@ -11,9 +11,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from simple_llama.model.kernels import MAX_KEPT_KEYS
 
 BLOCK_QUERIES = 256
 
@@ -50,12 +47,16 @@ class Cached:
 
 
 def sliding_window_mask(
-    queries: int, keys: int, window: int | None, device: torch.device | None = None
+    queries: int,
+    keys: int,
+    window: int | None,
+    device: torch.device | None = None,
+    ahead: int = 0,
 ) -> Tensor:
     """Which of the keys each of the last queries sees: those up to itself, at most `window` of
-    them; (queries, keys) bool."""
+    them; (queries, keys) bool. ahead: keys behind the last query, which none sees."""
     places = torch.arange(keys, device=device)
-    own = places[keys - queries :, None]
+    own = places[keys - ahead - queries : keys - ahead, None]
     seen = places <= own
     return seen if window is None else seen & (places > own - window)
 
@@ -79,33 +80,23 @@ def blockwise_attention(
     window: int | None,
     kernel: Callable[..., Tensor],
     *,
-    recompute: bool = False,
+    added: bool,
 ) -> Tensor:
     """`kernel` over blocks of q (B, H, T, K), k (B, H, S, K) and v (B, H, S, W); (B, H, T, W).
 
-    recompute: keep nothing of long blocks for the backward pass, their masks included; the kernel
-    takes a bool mask, else what is added to the scores.
+    added: where nothing is cached the kernel takes what is added to the scores, else a bool mask.
     """
     T, S = q.shape[2], k.shape[2]
-
-    def block(q: Tensor, k: Tensor, v: Tensor, low: int, high: int) -> Tensor:
-        queries = q.shape[2]
-        if cached is not None:
-            seen = cached.mask(queries, low, high, q.device, window)
-        elif recompute:
-            seen = sliding_window_mask(queries, high - low, window, q.device)
-        else:
-            seen = _added_mask(queries, high - low, window, q.dtype, q.device)
-        return kernel(q, k, v, seen)
-
     blocks = []
     for first in range(0, T, BLOCK_QUERIES):
         end = min(first + BLOCK_QUERIES, T)
         high = S - T + end
         low = 0 if window is None else max(0, S - T + first - window + 1)
-        args = (q[:, :, first:end], k[:, :, low:high], v[:, :, low:high], low, high)
-        if recompute and high - low > MAX_KEPT_KEYS and torch.is_grad_enabled():
-            blocks.append(checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False))
+        if cached is not None:
+            seen = cached.mask(end - first, low, high, q.device, window)
+        elif added:
+            seen = _added_mask(end - first, high - low, window, q.dtype, q.device)
         else:
-            blocks.append(block(*args))
+            seen = sliding_window_mask(end - first, high - low, window, q.device)
+        blocks.append(kernel(q[:, :, first:end], k[:, :, low:high], v[:, :, low:high], seen))
     return torch.cat(blocks, dim=2)

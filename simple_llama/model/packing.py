@@ -40,21 +40,12 @@ class Packed:
 
     def positions(self, length: int) -> Tensor:
         """Of each of the `length` (N) tokens in its own example, (N,)."""
-        places, examples = self._examples(length)
-        return places - self.offsets[examples]
-
-    def mask(self, length: int) -> Tensor:
-        """Which tokens each may see, (N, N) bool: those of its own example up to itself."""
-        places, examples = self._examples(length)
-        return (examples == examples[:, None]) & (places <= places[:, None])
+        places = torch.arange(length, device=self.offsets.device, dtype=torch.int32)
+        return places - self.offsets[torch.bucketize(places, self.offsets[1:], right=True)]
 
     def spans(self) -> list[slice]:
         """The tokens of each example that has any."""
         return [slice(*ends) for ends in pairwise(self.offsets.tolist()) if ends[0] < ends[1]]
-
-    def _examples(self, length: int) -> tuple[Tensor, Tensor]:
-        places = torch.arange(length, device=self.offsets.device, dtype=torch.int32)
-        return places, torch.bucketize(places, self.offsets[1:], right=True)
 
 
 def kernel_width(config: ModelConfig) -> int:

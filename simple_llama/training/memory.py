@@ -14,6 +14,7 @@ from simple_llama.model import kernels
 from simple_llama.model.activations import (
     Compute,
     angle_bytes,
+    block_bytes,
     layer_bytes,
     norm_bytes,
     stream_bytes,
@@ -286,9 +287,8 @@ class _Sum:
         config, number = self.config, self.compute.number
         matrix = max(rows * columns for _, rows, columns in self.shape.projections)
         decoded = matrix * (number + 4) if self.nf4 else 0  # and its scales
-        return decoded + self.load.tokens * (
-            12 * config.hidden_size + number * config.intermediate_size
-        )
+        mlp = self.load.tokens * (12 * config.hidden_size + number * config.intermediate_size)
+        return decoded + max(mlp, block_bytes(config, self.compute, self.load.lengths))
 
     def _ending(self) -> int:
         """The first layer, then the embedding: its gradient is made whole and added to that of the

@@ -116,6 +116,11 @@ GEMMA = {"norms": "both", "norm_offset": 1.0, "hidden_act": "gelu_pytorch_tanh"}
         ({"fused_projections": True, "partial_rotary_factor": 0.5}, {}, 128),
         ({}, {"lora_rank": 4}, 128),
         ({}, {"lora_rank": 4, "lora_targets": "q_proj+v_proj", "dropout": 0.1}, 128),
+        ({"attn_logit_softcapping": 50.0}, {}, 128),
+        ({"attn_logit_softcapping": 50.0, "sliding_window": 64}, {"packing": False}, 512),
+        ({"attn_logit_softcapping": 50.0}, {}, 1024),
+        ({}, {"use_flash_attention": False}, 128),
+        ({}, {"use_flash_attention": False}, 1024),
     ],
 )
 def test_what_a_layer_keeps_is_read_off_its_operations(
@@ -160,6 +165,11 @@ def peak(work: Callable[[], None]) -> int:
         ({"vocab_size": 16384}, {"precision": "bf16", "micro_batch_tokens": 512, "batch_size": 16}),
         ({"vocab_size": 160_000, "num_hidden_layers": 2}, {"micro_batch_tokens": 2048}),
         ({"final_logit_softcapping": 30.0, "vocab_size": 16384}, {}),
+        ({"attn_logit_softcapping": 50.0}, {"precision": "bf16"}),
+        (
+            {"attn_logit_softcapping": 50.0},
+            {"precision": "bf16", "max_seq_len": 4096, "micro_batch_tokens": 4096, "batch_size": 1},
+        ),
     ],
 )
 def test_the_peak_is_predicted_within_a_tenth(
@@ -167,7 +177,7 @@ def test_the_peak_is_predicted_within_a_tenth(
 ) -> None:
     own = {"batch_size": 8, "micro_batch_tokens": 1024, "max_seq_len": 128, "warmup_iterations": 0}
     given = params(**{**own, **settings})
-    one = trainer(config(**shape), given)
+    one = trainer(config(**shape), given, given.max_seq_len)
     one.step()  # from now on there are moments
     moments = (tensor for state in one.optimizer.state.values() for tensor in state.values())
     held = held_bytes(one.model) + sum(tensor.nbytes for tensor in moments)
