@@ -122,6 +122,11 @@ def test_what_train_refuses_check_refuses_in_the_same_words(
     both("lora_rank: got 17, wanted at most 8, a target's own rank", lora_rank=17)
     both("lora_targets: got qkv_proj, wanted", lora_rank=2, lora_targets="qkv_proj+o_proj")
     both("cuda_graphs: got true, wanted false on cpu", cuda_graphs="true")
+    generation = project.root / "base/generation_config.json"
+    known = generation.read_text()
+    generation.write_text('{"eos_token_id": "end"}')
+    both("base/generation_config.json: eos_token_id: got 'end', wanted token ids")
+    generation.write_text(known)
     with monkeypatch.context() as patch:
         patch.setattr(estimate, "uses_bf16", lambda device, precision: False)
         both("weights: got bf16, and precision: auto is fp32 on this cpu", weights="bf16")

@@ -39,7 +39,7 @@ class Requirements:
         """Those of this base, which fits the tokenizer and the longest example.
 
         without_weights: its config.json is enough. Raises InputError, and prints, as check_fits
-        does.
+        does, and where its eos_token_id is no token.
         """
         check_fits(
             base,
@@ -49,7 +49,7 @@ class Requirements:
             without_weights=without_weights,
         )
         shape = shape_of(base, tokenizer.vocab_size)
-        return cls(base=base, tokenizer=tokenizer, shape=shape, device=device)
+        return cls(base=base, tokenizer=tokenizer.for_model(base), shape=shape, device=device)
 
     def check(self, params: TrainParams) -> None:
         """Raises InputError where these params do not go with them."""

@@ -141,7 +141,9 @@ def test_compilation_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) 
         return broken
 
     monkeypatch.setattr(torch, "compile", compile_)
-    with pytest.warns(UserWarning, match="goes on without it: RuntimeError: no compiler") as warned:
+    with pytest.warns(
+        UserWarning, match="going on without it: RuntimeError: no compiler"
+    ) as warned:
         model, _, _ = run(params(enable_compilation=True))
     assert len(warned) == 1
     plain, _, _ = run(params())
