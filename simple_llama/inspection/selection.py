@@ -189,13 +189,17 @@ def _format() -> str:
 
 def _counts() -> list[tuple[str, int]]:
     prepared, tokenized = read_json("reports/prepare.json"), read_json("reports/tokenize.json")
-    counts = [("examples", prepared["examples"]), ("rejected", prepared["rejected"])]
+    counts = [("examples in the data", prepared["examples"]), ("rejected", prepared["rejected"])]
     counts += [(f"  {why}", times) for why, times in prepared["rejected_by_reason"].items()]
     counts.append(("duplicates", prepared["duplicates"]))
     by_weight = {"left out": prepared["left_out"], "repeated": prepared["repeated"]}
     counts += [(f"{what} by {MIXTURE_FILE}", times) for what, times in by_weight.items() if times]
     counts.append(("longer than max_seq_len", tokenized["dropped_too_long"]))
-    if refused := tokenized.get("dropped_refused"):
-        counts.append(("refused by the prompt format", refused))
+    rest = {
+        "refused by the prompt format": tokenized.get("dropped_refused"),
+        "train no reply": tokenized["dropped_untrained"],
+        "excluded by their own flags": prepared["untrained"],
+    }
+    counts += [(why, times) for why, times in rest.items() if times]
     counts += [("train", tokenized["train_examples"]), ("val", tokenized["val_examples"])]
     return counts

@@ -160,7 +160,7 @@ def test_lines_are_no_wider_than_the_terminal() -> None:
 
 def test_what_was_lost_is_counted_and_named() -> None:
     text = inspect("train", 1, None, None)
-    assert re.search(r"examples +43\n +rejected +1\n +empty text +1\n", text)
+    assert re.search(r"examples in the data +43\n +rejected +1\n +empty text +1\n", text)
     assert "raw.json[41]  rejected: the prompt of turn 1 is empty" in text
     assert re.search(r"raw.json\[42\]  too long: \d+ tokens, over max_seq_len", text)
     assert inspect(None, 3, "raw.json[41]", None).startswith("raw.json[41]  rejected: ")

@@ -10,6 +10,7 @@ import pytest
 from simple_llama.errors import InputError
 from simple_llama.params.reading import Params
 from simple_llama.sweep import study as study_module
+from simple_llama.sweep.picture import _minor_tick, _place
 from simple_llama.sweep.ranges import Choice, Interval, Ranges
 from simple_llama.sweep.study import sweep
 from simple_llama.sweep.trial import TrialFailed, TrialPruned, as_override, run_trial
@@ -228,3 +229,11 @@ def exp_ref(project: Project, name: str) -> str:
     refs = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps")
     [ref] = [ref for ref in refs.splitlines() if ref.endswith(f"/{name}")]
     return ref
+
+
+def test_the_picture_takes_no_value_for_a_formula_and_writes_rates_one_way() -> None:
+    assert _place("a$x_1$\u202eb") == r"a\$x_1\$<U+202E>b"
+    assert [_place(value) for value in (True, 16, 0.5)] == ["True", 16, 0.5]
+    rates = (2e-4, 3e-4, 5e-3, 0.02, 20.0)
+    assert [_minor_tick(True, x, 0) for x in rates] == ["2e-4", "", "5e-3", "0.02", "20"]
+    assert _minor_tick(False, 2e-4, 0) == ""

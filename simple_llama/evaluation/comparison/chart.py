@@ -32,7 +32,7 @@ def loss_curves(runs: Sequence[Run], *, log: bool) -> Chart:
     lines = [_lines(run, index, log=log) for index, run in enumerate(runs)]
     outdated = ", ".join(run.name for run in runs if run.made_with and run.curves["train"])
     return line_chart(
-        title=f"Loss, {'logarithmic' if log else 'linear'}",
+        title=f"Loss{', on a logarithmic scale' if log else ''}",
         series=[series for one in lines for series in one],
         named=[next((s for s in one[::-1] if len(s.points)), one[-1]) for one in lines],
         name_ends=True,

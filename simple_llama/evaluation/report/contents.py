@@ -20,6 +20,8 @@ from simple_llama.params.tracking import TrackingParams
 from simple_llama.params.train import TrainParams
 
 HISTOGRAM_BUCKETS = 24
+REPLIES = {"last_reply": "the last reply", "all_replies": "every reply"}
+"""Which are trained, by the value of `supervise`."""
 
 
 def read_contents(
@@ -55,7 +57,7 @@ def histogram(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> list[tuple[int, i
 def facts(params: Params) -> dict[str, str]:
     """Say what was trained on what: label to text."""
     values = params.values
-    weights = f"LoRA, rank {values['lora_rank']}" if values["lora_rank"] else "full fine-tuning"
+    weights = f"LoRA, rank {values['lora_rank']}" if values["lora_rank"] else "all weights"
     weights += f", dropout {values['dropout']}" if values["dropout"] else ""
     prompt_format = read_json(Path(TOKENIZER, "tokenizer_config.json"))["prompt_format"]
     return {
@@ -63,8 +65,8 @@ def facts(params: Params) -> dict[str, str]:
         "Data": values["ft_json_path"],
         "Tokenizer": f"{values['tokenizer_path']}, prompt format {prompt_format}",
         "Repeatable": _repeatable(params.section(TrainParams)),
-        "Trained": f"{weights}, supervising {values['supervise'].replace('_', ' ')}",
-        "Step": things(values["batch_size"] * values["grad_accum_steps"], "example"),
+        "Trained": f"{weights}, on {REPLIES[values['supervise']]} of each conversation",
+        "Optimizer step": things(values["batch_size"] * values["grad_accum_steps"], "example"),
         "Learning rate": _learning_rate(values),
     }
 

@@ -69,14 +69,15 @@ def cards(scores: Mapping[str, Any], loss_label: str = "Validation loss") -> lis
             label="Perplexity",
             base=_exp(base_loss),
             tuned=number(scores, "val_perplexity"),
-            note="e to the power of the loss.",
+            note="e to the power of the loss; 1 would be perfect.",
             is_loss=True,
         ),
         Card(
             label="Token accuracy",
             base=number(scores, "base_token_accuracy"),
             tuned=number(scores, "val_token_accuracy"),
-            note=f"Of {things(number(scores, 'supervised_tokens'), 'reply token')}.",
+            note="Share that is the model's first choice, of "
+            f"{things(number(scores, 'supervised_tokens'), 'reply token')}.",
         ),
         Card(
             label="Exact match",
@@ -98,7 +99,10 @@ def _match_note(match: float | None, scored: float | None) -> str:
     if match is None or not scored or scored < 0:
         return "No reference answer was short enough to be scored."
     low, high = wilson_interval(match, scored)
-    return f"Of {things(scored, 'short answer')}; 95% interval {percent(low)} to {percent(high)}."
+    return (
+        f"Share equal to the reference, of {things(scored, 'short answer')}; "
+        f"95% interval {percent(low)} to {percent(high)}."
+    )
 
 
 def wilson_interval(share: float, trials: float) -> tuple[float, float]:
