@@ -73,7 +73,7 @@ def passes(value: float | None) -> str:
     known = finite(value)
     if known is None or known == round(known):
         return count(value)
-    return f"{math.floor(known * 100) / 100:g}" if known >= 0.01 else "under 0.01"
+    return f"{math.floor(known * 100 + 1e-9) / 100:g}" if known >= 0.01 else "under 0.01"
 
 
 def epochs(value: float | None) -> str:

@@ -334,6 +334,20 @@ def test_what_no_step_saw_was_not_trained_on(
     assert said in text and ledger in text
 
 
+def test_an_epoch_of_fewer_examples_says_of_how_many() -> None:
+    report = example(
+        train={"steps": 1, "epochs": 0.29, "examples": 16}, params={"max_train_examples": 40}
+    )
+    text = Page(render(report)).text
+    assert "on 16 of 2,915 training examples (1 step, 0.29 epochs of 40)." in text
+
+
+def test_a_curve_of_few_steps_is_not_smoothed() -> None:
+    curve = example().train_curve
+    assert "smoothed" in Page(render(example())).text
+    assert "smoothed" not in Page(render(example(train_curve=curve[:3]))).text
+
+
 def test_the_ledger_counts_every_example() -> None:
     """Those that a conversation makes besides, copies, and what the format refused, too."""
     report = example()

@@ -41,6 +41,9 @@ CATEGORIES_FILTERED = 50
 SAMPLES_KEPT = 100
 """Samples in the page at all."""
 
+SMOOTHED_FROM = 30
+"""Steps: a mean over some of fewer would hide the curve."""
+
 REASONS_SHOWN = 12
 """Reasons for rejection listed singly."""
 
@@ -85,7 +88,7 @@ def render(report: ReportInput) -> str:
         report=report,
         loss_name=loss_name(report.params),
         moved=moved,
-        seen=_seen(report.train, report.tokenize),
+        seen=_seen(report),
         cards=cards(report.evaluation, loss_name(report.params)),
         loss_curves=_loss_curves(report),
         lr_curve=_small_chart(report.train_curve, "Learning rate", "lr"),
@@ -109,11 +112,16 @@ def _loss_curves(report: ReportInput) -> Chart:
     loss = finite_points(report.train_curve, "step", "loss")
     val = finite_points(report.val_curve, "step", "loss")
     best = finite(number(report.train, "best_step"))
+    training = [Series(label="training, each step", points=loss, style="smooth")]
+    if len(loss) >= SMOOTHED_FROM:
+        training = [
+            Series(label="training, each step", points=loss, style="raw"),
+            Series(label="training, smoothed", points=smooth(loss), style="smooth"),
+        ]
     return line_chart(
         title="Loss",
         series=[
-            Series(label="training, each step", points=loss, style="raw"),
-            Series(label="training, smoothed", points=smooth(loss), style="smooth"),
+            *training,
             Series(label="validation", points=val, style="val", marker="o"),
         ],
         x_label="optimizer step",
@@ -157,13 +165,15 @@ def _lengths(report: ReportInput) -> Chart:
     )
 
 
-def _seen(train: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
+def _seen(report: ReportInput) -> str:
     """What the training saw, as its own record says."""
-    seen, whole = number(train, "examples"), number(tokens, "train_examples")
+    train, limit = report.train, number(report.params, "max_train_examples")
+    seen, whole = number(train, "examples"), number(report.tokenize, "train_examples")
     if seen is None:
         return ""
     of = "" if whole is None or seen >= whole else f"{count(seen)} of "
     steps = f"{things(number(train, 'steps'), 'step')}, {epochs(number(train, 'epochs'))}"
+    steps += f" of {count(limit)}" if of and limit else ""
     return f" on {of}{things(whole if of else seen, 'training example')} ({steps})"
 
 
