@@ -34,7 +34,7 @@ from simple_llama.params.train import TrainParams
 from simple_llama.training.distributed import SINGLE_PROCESS
 from simple_llama.training.fine_tuning import fine_tuning_method
 from simple_llama.training.loop import Trainer
-from simple_llama.training.memory import Shape, footprint, load_of
+from simple_llama.training.memory import Shape, footprint, loads_of
 from simple_llama.training.state import TrainingData
 
 WANTED = 0.1
@@ -115,6 +115,8 @@ CASES = [
     case("94.4M", tokens=1024, micro_batches=1, weights="bf16", optimizer_state="8bit", **BLOCKS),
     case("94.4M", tokens=1024, micro_batches=1, **LORA),
     case("94.4M", tokens=1024, micro_batches=1, **LORA, **BLOCKS),
+    case("94.4M", tokens=1024, micro_batches=1, **LORA, lora_base="nf4"),
+    case("94.4M", tokens=1024, micro_batches=1, **LORA, lora_base="nf4", **BLOCKS),
 ]
 
 
@@ -195,6 +197,7 @@ def measure(one: Case, name: str) -> Measured:
     gc.collect()
     before = reset_peak(device)
     predicted, trainer = prepared(one.config, one, device)
+    reset_peak(device)  # whole models are made in float32 here, unlike by load_model
     for _ in range(STEPS):
         started = time.perf_counter()
         trainer.step()
@@ -244,7 +247,7 @@ def prepared(config: ModelConfig, one: Case, device: torch.device) -> tuple[int,
     predicted = footprint(
         Shape(config, exact_in_bf16=True),
         settings,
-        load_of(gradients.batches(np.arange(len(examples)))),
+        loads_of(gradients.batches(np.arange(len(examples)))),
         device.type,
         half=uses_bf16(device, settings.precision),
         packed=gradients.packing,

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import io
+import os
 import platform
 import re
 import sys
@@ -43,12 +44,11 @@ def replace(title: str, text: str) -> None:
 
 
 def machine() -> str:
-    """The processor, its threads, and the versions of what is installed."""
-    import torch  # not above: a child's peak memory counts what its parent held
-
+    """The processor, its cores, and the versions of what is installed. How many threads computed is
+    for the table to say: it may be measured in processes of its own."""
     versions = [f"Python {platform.python_version()}"]
     versions += [f"{name} {version}" for name in PACKAGES if (version := installed(name))]
-    return f"{_processor()}, {torch.get_num_threads()} threads; {', '.join(versions)}"
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores; {', '.join(versions)}"
 
 
 def installed(package: str) -> str | None:

@@ -19,7 +19,7 @@ from simple_llama.params.train import TrainParams
 from simple_llama.training.fitting import fitting
 from simple_llama.training.gradients import packs
 from simple_llama.training.loop import plan_training
-from simple_llama.training.memory import Footprint, Load, Shape, footprint, load_of
+from simple_llama.training.memory import Footprint, Load, Shape, footprint, loads_of
 from simple_llama.training.preflight import longest_step
 
 SHARES = {"cpu": 0.7}
@@ -110,7 +110,7 @@ class Estimate:
         plan = plan_training(len(tokens), params)
         self.examples: Indices = plan.examples_at(longest_step(plan, tokens.lengths))
         self.longest = int(tokens.lengths[self.examples].max())
-        self._load = cache(self._computed)
+        self._loads = cache(self._computed)
         self.footprint = self.of(params)
 
     def of(self, params: TrainParams) -> Footprint:
@@ -118,7 +118,7 @@ class Estimate:
         return footprint(
             self.shape,
             params,
-            self._load(params.tokens_at_once),
+            self._loads(params.tokens_at_once),
             self.device.kind,
             half=self.device.half,
             packed=self.packed,
@@ -129,7 +129,7 @@ class Estimate:
     def packed(self) -> bool:
         return packs_on(self.device, self.shape.config, self.params)
 
-    def _computed(self, tokens_at_once: int) -> Load:
+    def _computed(self, tokens_at_once: int) -> list[Load]:
         pad_to = None if self.params.dynamic_padding else self.params.max_seq_len
         lengths = self.tokens.lengths[self.examples]
         batches = micro_batches(
@@ -140,7 +140,7 @@ class Estimate:
             pad_to=pad_to,
             packing=self.packed,
         )
-        return load_of(list(batches), self.ranks)
+        return loads_of(list(batches), self.ranks)
 
     @property
     def fits(self) -> bool:
@@ -173,8 +173,8 @@ class Estimate:
         return line if self.fits else f"{line}: {self.changes()}"
 
     def table(self) -> Iterator[str]:
-        load, shape = self._load(self.params.tokens_at_once), self.shape
-        found = self.footprint
+        found, shape = self.footprint, self.shape
+        load = found.load
         rows = {
             "weights": (found.weights, f"{millions(shape.total)} of the base"),
             "gradients": (found.gradients, f"of {millions(shape.trained(self.params))} trained"),

@@ -33,31 +33,36 @@ UPDATED = {"fp32": 33, "bf16": 33, "8bit": 41}
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The largest micro-batch of a step."""
+    """A micro-batch of a step."""
 
     lengths: Sequence[int]
     """Of its examples, as they are computed: padded, all are as long as the longest; packed, the
     row's padding is one more."""
     supervised: int
     several: bool
-    """Whether a step has more: then gradients of the ones before are held meanwhile."""
+    """Whether it follows another: then gradients of the ones before are held meanwhile."""
 
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
 
 
-def load_of(batches: Sequence[MicroBatch], ranks: int = 1) -> Load:
-    """Of a step's micro-batches, which so many ranks share."""
+def loads_of(batches: Sequence[MicroBatch], ranks: int = 1) -> list[Load]:
+    """Of a step's micro-batches, which so many ranks share: the largest of those that a rank
+    computes first, and of the others."""
+    if ranks > 1:  # as they are shared out
+        batches = sorted(batches, key=lambda batch: -batch.ids.numel())
+    parts = batches[:ranks], batches[ranks:]
+    return [_load_of(part, several=bool(place)) for place, part in enumerate(parts) if part]
+
+
+def _load_of(batches: Sequence[MicroBatch], *, several: bool) -> Load:
     largest = max(batches, key=lambda batch: batch.ids.numel())
     lengths = [largest.ids.shape[1]] * largest.ids.shape[0]
     if largest.offsets is not None:
         lengths = [length for length in largest.offsets.diff().tolist() if length]
-    return Load(
-        lengths=lengths,
-        supervised=max(len(batch.targets) for batch in batches),
-        several=len(batches) > ranks,
-    )
+    supervised = max(len(batch.targets) for batch in batches)
+    return Load(lengths=lengths, supervised=supervised, several=several)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,8 @@ class Footprint:
     """And what the loss computes of them."""
     peak: int
     """At once: not all of the others are held at the same time."""
+    load: Load
+    """The micro-batch with the peak."""
 
     @property
     def least(self) -> int:
@@ -118,19 +125,20 @@ class Shape:
 def footprint(
     shape: Shape,
     params: TrainParams,
-    load: Load,
+    loads: Sequence[Load],
     device: str,
     *,
     half: bool,
     packed: bool,
     shards: int = 1,
 ) -> Footprint:
-    """Of a training on a kind of device: cpu, cuda or mps.
+    """Of a training on a kind of device: cpu, cuda or mps. loads: as loads_of gives them.
 
     half: products are computed in bfloat16. shards: devices over which shard: full spreads
     weights, gradients and moments.
     """
-    return _Sum(shape, params, load, device, half=half, packed=packed).footprint(shards)
+    sums = (_Sum(shape, params, load, device, half=half, packed=packed) for load in loads)
+    return max((one.footprint(shards) for one in sums), key=lambda found: found.peak)
 
 
 class _Sum:
@@ -190,6 +198,7 @@ class _Sum:
             activations=kept,
             logits=logits,
             peak=weights + moments + gathered + peak,
+            load=self.load,
         )
 
     def _weights(self) -> int:
