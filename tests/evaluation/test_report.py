@@ -23,8 +23,9 @@ from jinja2 import UndefinedError
 from simple_llama.brief import brief
 from simple_llama.evaluation.report.page import SAMPLES_KEPT, ReportInput, render
 from simple_llama.evaluation.report.scorecard import moved, wilson_interval
-from simple_llama.pages.charts import Series, finite_points, line_chart, smooth, thin, tick_text
+from simple_llama.pages.charts import Series, line_chart, tick_text
 from simple_llama.pages.numbers import decimal, percent
+from simple_llama.pages.points import finite_points, smooth, thin
 from simple_llama.pages.template import fill, printable
 from simple_llama.params.evaluate import VALIDATION_SPLIT
 from simple_llama.stage_code import DATA_SUFFIXES
@@ -545,10 +546,7 @@ def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path, draw: s
     """Nor does a home that cannot be written, whatever is drawn first, and nothing is said of
     it."""
     (tmp_path / "matplotlibrc").write_text("axes.grid.axis: both\nfont.size: 30\nbackend: tkagg\n")
-    code = (
-        "from simple_llama.pages.charts import *; import numpy; points = numpy.eye(2)\n"
-        f"print({draw})"
-    )
+    code = f"from simple_llama.pages.charts import *; points = np.eye(2)\nprint({draw})"
     plain = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     drawn = [
         subprocess.run(

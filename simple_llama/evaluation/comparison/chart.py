@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from simple_llama.evaluation.comparison.runs import Run
-from simple_llama.pages.charts import Chart, Points, Series, finite_points, line_chart, smooth
+from simple_llama.pages.charts import Chart, Series, line_chart
 from simple_llama.pages.drawing import swatch
+from simple_llama.pages.points import Points, finite_points, smooth
 
 SMOOTHED_FROM = 100
 """Training curves of more points than this are smoothed."""

@@ -20,16 +20,9 @@ from simple_llama.evaluation.report.scorecard import (
     loss_name,
     moved,
 )
-from simple_llama.pages.charts import (
-    Chart,
-    Mark,
-    Series,
-    finite_points,
-    histogram,
-    line_chart,
-    smooth,
-)
+from simple_llama.pages.charts import Chart, Mark, Series, histogram, line_chart
 from simple_llama.pages.numbers import count, epochs, finite, number, things
+from simple_llama.pages.points import finite_points, smooth
 from simple_llama.pages.template import fill
 
 SAMPLES_SHOWN = 12
