@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
 from simple_llama.params.reading import Params
 from simple_llama.tracking.store import import_mlflow
+from tests.support.store import empty_store
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("prepare", "tokenize", "train", "baseline", "evaluate")
@@ -69,6 +71,10 @@ class Project:
             exact_match_max_tokens=12,
             device="cpu",
         )
+        shutil.copyfile(empty_store(), root / "mlflow.db")
+        with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+            place = (root.resolve() / "mlruns/Default").as_uri()
+            database.execute("UPDATE experiments SET artifact_location = ?", (place,))
         self.run("git", "init", "-qb", "main")
         self.run("git", "config", "user.name", "a")
         self.run("git", "config", "user.email", "a@b.c")
@@ -123,9 +129,11 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands see: nothing of the tests' own DVC and MLflow."""
+        """What commands see: nothing of the tests' own DVC and MLflow, and Python may keep what it
+        compiles."""
+        hidden = ("DVC_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
         return {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
+            **{k: v for k, v in os.environ.items() if not k.startswith(hidden)},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "DVC_NO_ANALYTICS": "1",
@@ -179,8 +187,12 @@ class Project:
 
     def tracked(self) -> Any:
         """The run of models/run.json, as MLflow has it."""
+        return self.client().get_run(self.json("models/run.json")["run_id"])
+
+    def client(self) -> Any:
+        """MLflow's, of the project's store."""
         uri = f"sqlite:///{self.root}/mlflow.db"
-        return import_mlflow().MlflowClient(uri).get_run(self.json("models/run.json")["run_id"])
+        return import_mlflow().MlflowClient(uri, uri)
 
     def json(self, name: str) -> Any:
         return json.loads((self.root / name).read_text())

@@ -21,21 +21,14 @@ from simple_llama.tracking.location import Location
 from simple_llama.tracking.relocate import ARTIFACT_PATH_COLUMNS, relocate
 from simple_llama.tracking.reproduce import commands
 from simple_llama.tracking.store import check_store, import_mlflow
+from tests.support.store import empty_store
 
 SETTINGS = TrackingParams(mlflow_experiment="sft", log_checkpoint=True)
 DATASET = tracking.Dataset(name="d", digest="0", source="d.json", counts={})
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with MLflow's tables: making them takes seconds."""
-    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    import_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def checkout(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC repository with an empty store as working directory."""
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -43,7 +36,7 @@ def checkout(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(location, "DATABASE_FILE", f"{tmp_path.name}.db")
     path = tmp_path.resolve() / "checkout"
     (path / ".dvc").mkdir(parents=True)
-    shutil.copy(migrated, path / location.DATABASE_FILE)
+    shutil.copy(empty_store(), path / location.DATABASE_FILE)
     with closing(sqlite3.connect(path / location.DATABASE_FILE)) as connection, connection:
         connection.execute(
             "UPDATE experiments SET artifact_location = ?", (f"{path.as_uri()}/mlruns/Default",)
@@ -111,11 +104,9 @@ def test_the_store_of_an_oddly_named_checkout_is_made(
         ("sqlite+pysqlite:///m.db", "m.db"),
     ],
 )
-def test_own_uris(
-    checkout: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch, told: str, place: str
-) -> None:
+def test_own_uris(checkout: Path, monkeypatch: pytest.MonkeyPatch, told: str, place: str) -> None:
     (checkout / place).parent.mkdir(exist_ok=True)
-    shutil.copy(migrated, checkout / place)
+    shutil.copy(empty_store(), checkout / place)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", told.format(root=checkout))
     run = train()
     assert client().get_run(run.id).info.status == "FINISHED"
@@ -123,11 +114,11 @@ def test_own_uris(
 
 
 def test_a_temporary_experiment_uses_the_main_repositorys_store(
-    checkout: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = checkout / ".dvc/tmp/exps/standalone/tmpabc"
     (copy / ".dvc").mkdir(parents=True)
-    shutil.copy(migrated, checkout / "m.db")
+    shutil.copy(empty_store(), checkout / "m.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///m.db")
     monkeypatch.chdir(copy)
     run = train()
@@ -351,9 +342,7 @@ def test_the_commands_of_a_project_within_a_repository_lead_to_its_folder(
     )
     for name, content in (("code.py", b"old\r\n"), ("data.bin", b"\0\1")):
         (checkout / name).write_bytes(content)
-    (tmp_path / ".gitignore").write_text(
-        "*.db\nmlruns/\n.locks/\ngitconfig\n/elsewhere/\nmigrated*/\n"
-    )
+    (tmp_path / ".gitignore").write_text("*.db\nmlruns/\n.locks/\ngitconfig\n/elsewhere/\n")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     (checkout / "code.py").write_bytes(b"new\r\n")

@@ -24,6 +24,7 @@ from simple_llama.tracking.journal import Call, CallRefused, Outbox, Spool
 from simple_llama.tracking.location import Location
 from simple_llama.tracking.run import status_of
 from simple_llama.tracking.stored_run import StoredRun
+from tests.support.store import empty_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = TrackingParams(mlflow_experiment="try outs/ä", log_checkpoint=True)
@@ -421,17 +422,9 @@ def test_even_a_disk_without_room_does_not_stop_the_work(
 # --- with the real MLflow -------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with MLflow's tables: making them takes seconds."""
-    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    store.import_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def database(root: Path, migrated: Path) -> Path:
-    shutil.copy(migrated, root / "mlflow.db")
+def database(root: Path) -> Path:
+    shutil.copy(empty_store(), root / "mlflow.db")
     return root / "mlflow.db"
 
 
