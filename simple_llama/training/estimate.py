@@ -73,7 +73,12 @@ class Device:
 
     def holds(self, peak: int) -> bool:
         """Whether tensors of so many bytes fit, as far as that is known."""
-        return self.free is None or peak <= self.free * SHARES.get(self.kind, SHARE)
+        return self.free is None or peak <= self.free * self.share
+
+    @property
+    def share(self) -> float:
+        """Of what is free that tensors may take."""
+        return SHARES.get(self.kind, SHARE)
 
 
 def packs_on(device: Device, config: ModelConfig, params: TrainParams) -> bool:
@@ -170,7 +175,11 @@ class Estimate:
         if self.device.free is None:
             return line
         line += f", of {size(self.device.free)} free on {self.device.name}"
-        return line if self.fits else f"{line}: {self.changes()}"
+        if self.fits:
+            return line
+        if self.footprint.peak <= self.device.free:
+            line += f", {self.device.share:.0%} of which tensors can take"
+        return f"{line}: {self.changes()}"
 
     def table(self) -> Iterator[str]:
         found, shape = self.footprint, self.shape

@@ -275,6 +275,10 @@ def test_refused_is_only_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     note = of_eight(97 * GB).check()
     assert note is not None and note.startswith("note: the training may take at most 1")
     assert of_eight(300 * GB).check() is None
+    tight = of_eight(165 * GB).check()
+    assert (
+        tight is not None and "free on such a device (cuda), 90% of which tensors can take" in tight
+    )
     monkeypatch.setattr(estimates, "device_memory", lambda device: None)
     assert Device.real(CPU, params()).holds(10**15), "where it is not told nothing is said"
 
