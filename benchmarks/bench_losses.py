@@ -132,7 +132,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     )
     print(
         f"{arguments.shape} parameters, computed in bf16, {arguments.steps} steps of "
-        f"{arguments.examples} examples, max_lr {arguments.lr:g}; {arguments.validation} examples validated\n"
+        f"{arguments.examples} examples, max_lr {arguments.lr:g}; {arguments.validation} examples "
+        "validated\n"
     )
     start, trained = folder / "start", folder / "trained"
     save_base(arguments.shape, start)
