@@ -1,10 +1,10 @@
-"""What rounding costs in loss on GSM8K: python -m benchmarks.bench_losses --shape 9.0M --steps 300
+"""What rounding costs in loss: python -m benchmarks.bench_losses
 
 One bfloat16 checkpoint, drawn at random, is trained with all weights by each setting, on the same
 batches. Then the checkpoint that the first of them made is the base of adapters, which are trained
 on the next examples. The validation examples are the same for all. What is said of a setting is its
 difference from the first; a second seed shows how far apart trainings are that differ in nothing
-that matters. Needs SIMPLE_LLAMA_DATA.
+that matters.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from simple_llama.data.tokens import Tokens
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.device import pick_device, uses_bf16
 from simple_llama.model.folder import load_model, save_model
-from simple_llama.params import Params, TrainParams
+from simple_llama.params.reading import Params
+from simple_llama.params.train import TrainParams
 from simple_llama.training import optimizer
 from simple_llama.training.fine_tuning import fine_tuning_method
 from simple_llama.training.loop import train
@@ -99,15 +100,16 @@ def to_nearest(x: Tensor, generator: Generator) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_losses", description=__doc__)
     parser.add_argument("--shape", default="9.0M", choices=workload.SHAPES)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--examples", type=int, default=16, help="of a step")
-    parser.add_argument("--validation", type=int, default=256, help="examples, the last of GSM8K")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--examples", type=int, default=8, help="of a step")
+    parser.add_argument("--validation", type=int, default=256, help="examples, the last ones")
     parser.add_argument("--lr", type=float, default=1e-3, help="max_lr")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     command = " ".join(["python -m benchmarks.bench_losses", *sys.argv[1:]])
+    title = f"Loss on {workload.data_name()} by what weights are held in, {arguments.shape}"
     with (
-        section(f"Loss on GSM8K by what weights are held in, {arguments.shape}", command),
+        section(title, command),
         tempfile.TemporaryDirectory() as folder,
     ):
         compare(arguments, Path(folder))
@@ -154,7 +156,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def training_data(start: int, end: int, validation: int) -> TrainingData:
-    """These examples of GSM8K, and the last as validation split."""
+    """These examples, and the last of all as validation split."""
     everything = workload.tokens()
     left = len(everything) - validation
     return TrainingData(

@@ -10,11 +10,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import bench_settings, bench_training, results, textbook, trl_peer, workload
+from benchmarks import (
+    bench_losses,
+    bench_settings,
+    bench_training,
+    results,
+    textbook,
+    trl_peer,
+    workload,
+)
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import contestants
 from benchmarks.gpu.pipeline import STAGES, WEIGHTS, Pipeline
 from simple_llama.model.config import ModelConfig
+from simple_llama.training.state import TrainResult
 
 SMALL = workload.SHAPES["0.5M"]
 GROUPED = replace(SMALL, num_key_value_heads=2, vocab_size=9000, tie_word_embeddings=True)
@@ -198,3 +207,25 @@ def test_what_weights_are_held_in_as_a_table(capsys: pytest.CaptureFixture[str])
     )
     assert re.search(r"^weights: bf16 +RuntimeError: out of memory$", table, re.M)
     assert len(table.splitlines()) == 3 + 16
+
+
+@pytest.mark.slow
+def test_what_rounding_costs_as_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All train, and what is rounded to the nearest is not what is rounded at random."""
+    written = tmp_path / "RESULTS.md"
+    written.write_text("# Measured\n")
+    monkeypatch.setattr(results, "RESULTS", written)
+    found: dict[str, float] = {}
+    show = bench_losses.show
+
+    def remember(name: str, result: TrainResult, first: TrainResult) -> None:
+        found[name] = result.val_loss
+        show(name, result, first)
+
+    monkeypatch.setattr(bench_losses, "show", remember)
+    command = "--shape 0.5M --steps 3 --examples 4 --validation 8"
+    monkeypatch.setattr(sys, "argv", ["bench_losses", *command.split()])
+    bench_losses.main()
+    rows = re.findall(r"^(\S.*?) +[\d.]+ +([\d.]+) +[+-][\d.]+", written.read_text(), re.M)
+    assert rows == [(name, f"{found[name]:.4f}") for name in bench_losses.WAYS]
+    assert len({*found.values()}) == len(found)
