@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,8 @@ def kill(victim: str) -> None:
         os.kill(dvc, signal.SIGKILL)
     elif victim == "job":  # what a cluster does: it tells the job's script, and waits
         os.kill(int(Path(_wanted["pid"]).read_text()), signal.SIGTERM)
-        signal.pause()
+        while True:  # signal.pause() would sleep through a signal that came just before it
+            time.sleep(0.1)
     elif victim == "state":
         shutil.rmtree(main_root() / ".resume")
     else:
