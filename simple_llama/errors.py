@@ -1,6 +1,8 @@
 """How a command ends: for a mistake that the user can fix, one line, exit code 1, no traceback."""
 
 import io
+import os
+import select
 import signal
 import sys
 import threading
@@ -42,12 +44,14 @@ def terminated_by_signal() -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """Turn an InputError, or an OSError about a file, into one line on stderr and exit code 1.
 
-    Ctrl-C exits with 130, SIGTERM with 143. Characters that the terminal cannot encode are escaped.
+    Ctrl-C exits with 130, SIGTERM with 143, output that nobody reads (`| head`) silently with 141.
+    Characters that the terminal cannot encode are escaped.
     """
     _print_anything()
     try:
         with terminated_by_signal():
             yield
+            sys.stdout.flush()  # here a pipe without a reader is still an error of ours
     except InputError as error:
         sys.exit(f"error: {printable(' '.join(str(error).split()))}")
     except KeyboardInterrupt:
@@ -58,10 +62,24 @@ def one_line_errors() -> Iterator[None]:
             raise
         sys.exit("error: the device ran out of memory: a smaller micro_batch_tokens needs less")
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
         if error.filename is None and error.strerror is None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         sys.exit(printable(f"error: {where}{error.strerror}"))
+
+
+def _nobody_reads() -> bool:
+    """Whether what is printed goes to a pipe without a reader; then it goes nowhere from here on,
+    because Python, too, tries to flush it when it ends."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _print_anything() -> None:

@@ -116,3 +116,29 @@ def test_every_command_goes_on_where_the_terminal_lacks_the_characters(tmp_path:
     said = project.run("simple-llama", "generate", *asked, *short, env=ascii_only)
     records = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [record["prompt"] for record in records] == [row["User"]] * 2
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["when it ends", "in the middle"])
+def test_output_that_nobody_reads_ends_silently(lines: int) -> None:
+    """As of `simple-llama inspect | head`; another broken pipe is an error."""
+    program = f"""
+import sys
+from simple_llama.errors import one_line_errors
+with one_line_errors():
+    for _ in range({lines}):
+        print("a line")
+    if len(sys.argv) > 1:
+        raise BrokenPipeError(32, "Broken pipe")
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(
+            command, check=False, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    done = subprocess.run([*command, "other"], check=False, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, b"error: Broken pipe\n")
