@@ -80,9 +80,9 @@ def test_a_padded_base_trains_as_one_whose_rows_are_added(tmp_path: Path) -> Non
         tensors["model.embed_tokens.weight"] = torch.cat([embedding, padding])
         save_file(tensors, weights, {"format": "pt"})
         config.write_text(json.dumps(shape | {"vocab_size": len(embedding) + rows}))
-        assert "added" in project.call("check")
+        assert "added" in project.call("simple-llama", "check")
         for stage in ("prepare", "tokenize", "train"):
-            project.call(stage)
+            project.call(f"stages.{stage}")
         curves.append((tmp_path / "reports/curves/train.csv").read_text().splitlines())
     names = curves[0][0].split(",")
     for column in ("loss", "grad_norm"):

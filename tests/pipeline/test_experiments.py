@@ -269,10 +269,10 @@ def test_a_run_is_reproduced_by_the_commands_it_gives(project: Project, tmp_path
 def test_make_gc_removes_the_files_of_runs_that_were_deleted(project: Project) -> None:
     recipe = re.search(r"^gc:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert recipe is not None
-    project.run("python", "-m", "stages.train")
+    project.call("stages.train")
     kept = run_id(project)
     for _ in range(2):  # the second opens a run of its own
-        project.run("python", "-m", "stages.evaluate")
+        project.call("stages.evaluate")
     deleted = runs(project)[-1].info.run_id
     assert deleted != kept
     import_mlflow().MlflowClient(f"sqlite:///{project.root}/mlflow.db").delete_run(deleted)
@@ -290,7 +290,7 @@ def test_make_gc_removes_the_files_of_runs_that_were_deleted(project: Project) -
 
 @pytest.mark.parametrize("which", ["0" * 32, "nonsense", "../x"])
 def test_a_run_that_is_not_there_cannot_be_reproduced(project: Project, which: str) -> None:
-    said = project.run("simple-llama", "reproduce", which, fails=True)
+    said = project.call("simple-llama", "reproduce", which, fails=True)
     assert said.startswith("error: ")
     assert f"knows no run '{which}'" in said
     assert len(said.splitlines()) == 1
@@ -300,7 +300,7 @@ def test_a_second_process_with_the_same_training_waits_and_goes_on(project: Proj
     (key,) = list((project.root / ".locks").glob("train-*.lock"))[:1]
     for lock in (project.root / ".locks").glob("train-*.lock"):
         lock.unlink()
-    project.run("python", "-m", "stages.train")
+    project.call("stages.train")
     (key,) = (project.root / ".locks").glob("train-*.lock")
     with file_lock(key):
         second = subprocess.Popen(

@@ -251,7 +251,7 @@ def test_a_learning_rate_reruns_train_and_evaluate_and_reaches_mlflow(project: P
 def test_adapters_are_published_merged_and_for_peft(project: Project) -> None:
     assert list((project.root / "models/adapter").iterdir()) == []
     project.set(lora_rank=4, lora_targets="q_proj+up_proj", ckpt_epochs=1, precision="fp32")
-    assert "of them trained)" in project.call("train")
+    assert "of them trained)" in project.call("stages.train")
     tokens = Tokens.read(project.root / "data/tokens/val.safetensors")
     merged = load_model(project.root / "models/sft")
     scores = score(
@@ -287,8 +287,8 @@ def test_a_format_whose_tokens_the_base_lacks(project: Project, tmp_path: Path) 
         ("train", "grows from 400 to 402"),
         ("evaluate", "scoring models/sft"),
     ):
-        assert line in other.call(stage)
-    assert "FAILED" not in other.call("verify")
+        assert line in other.call(f"stages.{stage}")
+    assert "FAILED" not in other.call("simple-llama", "verify")
     folder = other.root / "models/sft"
     chat, tokenizer = ChatTokenizer.from_folder(folder), transformers.AutoTokenizer
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -330,7 +330,7 @@ def test_bad_input_is_one_line_and_exit_code_1(
             (project.root / "params.yaml").write_text(original + "max_lrs: 1\n")
         else:
             project.set(**change)
-        output = project.call(stage, fails=True)
+        output = project.call(f"stages.{stage}", fails=True)
     finally:
         (project.root / "params.yaml").write_text(original)
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -366,7 +366,7 @@ def test_a_training_that_diverges_is_one_line_a_failed_run_and_a_folder_to_look_
     original = (project.root / "params.yaml").read_text()
     project.set(max_lr=1e38, lr_schedule="constant", warmup_iterations=0)
     try:
-        said = project.call("train", fails=True)
+        said = project.call("stages.train", fails=True)
     finally:
         (project.root / "params.yaml").write_text(original)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]

@@ -160,7 +160,7 @@ def test_qwen3_with_tools(tmp_path: Path) -> None:
     )
     assert parse_calls(trained)[0][0] == "weather"
     assert np.count_nonzero(np.diff(tokens.rows) == 0) == len(tokens) // 2
-    looked = project.call("inspect", "--id", "tools.jsonl[0]")
+    looked = project.call("simple-llama", "inspect", "--id", "tools.jsonl[0]")
     assert looked.count("\ntools.jsonl[0]  ") == 2 and "prompt format template" in looked
     evaluated = project.json("reports/eval.json")
     assert evaluated["exact_match_examples"] == tokenized["val_examples"]

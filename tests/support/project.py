@@ -19,15 +19,14 @@ from models.demo.base import train_tokenizer
 from models.demo.texts import documents
 from simple_llama import cli
 from simple_llama.data.prompt import ChatTokenizer
-from simple_llama.model.config import ModelConfig
 from simple_llama.model.decoder import Decoder
 from simple_llama.model.folder import save_model
 from simple_llama.params.reading import Params
 from simple_llama.tracking.store import import_mlflow
+from tests.support.models import tiny_config
 from tests.support.store import empty_store
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("prepare", "tokenize", "train", "baseline", "evaluate")
 LEFT_OUT = ("dvc.lock", "models/demo/dvc.yaml", "models/demo/dvc.lock")
 """Of the tracked files: as for anyone with a model of their own."""
 
@@ -96,20 +95,15 @@ class Project:
             model_max_length=256,
         )
         chat.save(self.root / "tokenizer")
-        config = ModelConfig(
+        config = tiny_config(
             vocab_size=chat.vocab_size,
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=1,
-            head_dim=8,
             max_position_embeddings=256,
-            rms_norm_eps=1e-5,
-            rope_theta=1e4,
             tie_word_embeddings=True,
-            attention_bias=False,
-            mlp_bias=False,
         )
         model = Decoder(config)
         model.init_weights(0)
@@ -163,16 +157,16 @@ class Project:
         assert (code != 0) == fails, said
         return said
 
-    def call(self, command: str, *arguments: str, fails: bool = False) -> str:
-        """The same of a stage, or of a command of `simple-llama`, called in this process, which has
-        imported torch and MLflow already. The code is this repository's, not the project's copy."""
-        main = importlib.import_module(f"stages.{command}").main if command in STAGES else cli.main
-        argv = [command, *arguments] if command in STAGES else ["simple-llama", command, *arguments]
+    def call(self, program: str, *arguments: str, fails: bool = False) -> str:
+        """The same of a stage, such as stages.train, or of simple-llama, called in this process,
+        which has imported torch and MLflow already. The code is this repository's, not the
+        project's copy."""
+        main = cli.main if program == "simple-llama" else importlib.import_module(program).main
         said, code = io.StringIO(), None
         with (
             contextlib.chdir(self.root),
             mock.patch.dict(os.environ, self.environment, clear=True),
-            mock.patch.object(sys, "argv", argv),
+            mock.patch.object(sys, "argv", [program, *arguments]),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):

@@ -1,6 +1,7 @@
 """The recipes of docs/recipes.md, carried out."""
 
 import re
+import shlex
 from typing import Any
 
 import yaml
@@ -27,7 +28,12 @@ def carry_out(project: Project, *recipes: str, max_seq_len: int = 256) -> str:
     # what a tiny model has no room for
     project.set(max_seq_len=max_seq_len, lora_rank=min(4, project.param("lora_rank")))
     commands = [text for language, text in found if language == "console"]
-    return "".join(project.run("sh", "-ec", text) for text in commands)
+    return "".join(_run(project, line) for text in commands for line in text.splitlines())
+
+
+def _run(project: Project, line: str) -> str:
+    words = shlex.split(line)
+    return project.call(*words) if words[0] == "simple-llama" else project.run("sh", "-ec", line)
 
 
 def sharegpt(row: dict[str, Any]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_what_is_published_is_of_the_inputs_as_they_are_now(tmp_path: Path) -> N
     project = Project.make(tmp_path)
     project.set(epochs=1, max_steps=3)
     for stage in ("prepare", "tokenize", "train"):
-        project.call(stage)
+        project.call(f"stages.{stage}")
     loss = project.json("reports/train.json")["best_val_loss"]
     config = project.json("base/config.json")
     config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 500.0
@@ -159,7 +159,7 @@ def test_what_is_published_is_of_the_inputs_as_they_are_now(tmp_path: Path) -> N
     settings = json.loads(path.read_text())
     settings["chat_template"] = "{# another #}" + settings["chat_template"]
     path.write_text(json.dumps(settings))
-    assert "continuing" not in project.call("train")
+    assert "continuing" not in project.call("stages.train")
     assert project.json("models/sft/config.json")["rope_theta"] == 500.0
     assert project.json("models/sft/tokenizer_config.json") == settings
     assert project.json("reports/train.json")["best_val_loss"] != loss
