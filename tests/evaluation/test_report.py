@@ -534,6 +534,7 @@ def test_an_installed_package_has_every_template() -> None:
         assert (path.parent / "__init__.py").is_file(), "the folder is a package"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [

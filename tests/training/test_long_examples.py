@@ -92,6 +92,7 @@ def test_a_step_holds_nothing_of_all_tokens_by_all(
     assert largest.seen[0] < T * T / 3, largest.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "packing"),
     [("window and cap, some layers", True), ("window", False), ("plain formula", True)],

@@ -158,6 +158,7 @@ def peak(work: Callable[[], None]) -> int:
     return int(max(itertools.accumulate(event.nbytes() for event in events)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "settings"),
     [

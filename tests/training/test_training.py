@@ -254,6 +254,7 @@ def test_the_update_is_pytorchs_and_norms_biases_and_embeddings_do_not_decay() -
         assert torch.equal(mine, other), name
 
 
+@pytest.mark.slow
 def test_a_training_starts_without_pytorchs_compiler() -> None:
     code = (
         "import sys; from tests.support.trainings import params, run; run(params(max_steps=1)); "
