@@ -1,4 +1,4 @@
-# make repro: set up and run the pipeline.  make test: lint, types, all tests.
+# make install: .venv.  make repro: set up and run the pipeline.  make test: lint, types, all tests.
 # The plain commands behind each target stand in the README.
 SHELL := /bin/bash
 # the first that runs: an alias of a version manager may lead nowhere
@@ -8,7 +8,9 @@ PORT ?= 5000
 RUN := PATH="$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 PIP := "$(VENV)/bin/python" -m pip --disable-pip-version-check install --quiet
 
-.PHONY: repro test quick lint bench ui exp gc clean
+.PHONY: install repro test quick lint bench ui exp gc clean
+
+install: .venv/installed
 
 repro: .venv/installed
 	@$(RUN) simple-llama check

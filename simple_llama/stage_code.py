@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simple_llama.errors import InputError, one_line_errors
+from simple_llama.process import dvc_process_id, terminate_with
 
 EXEMPT_PATHS = (
     "simple_llama/errors.py",
@@ -40,7 +41,7 @@ def as_stage(
     module: str, listings: Path = LISTINGS, listed_by: str = "dvc repro code"
 ) -> Iterator[None]:
     """The frame of each stage's main(): a user's mistake ends it in one line, and so does a listing
-    of other code than that which runs.
+    of other code than that which runs; it ends with the DVC that started it.
 
     `dvc repro -s train` does not run the stage `code`, so DVC would keep the result of changed code
     under the listing of the code before. Without DVC nothing is kept, and nothing is compared.
@@ -48,7 +49,9 @@ def as_stage(
     if not gc.isenabled():  # stages/__init__.py
         gc.freeze()  # what is imported stays
         gc.enable()
-    with one_line_errors():
+    # a rank ends with its torchrun
+    dvc = None if "LOCAL_RANK" in os.environ else dvc_process_id()
+    with one_line_errors(), terminate_with(dvc):
         listing = listings / f"{module}.txt"
         if "DVC_STAGE" in os.environ and listing.is_file():
             _compare(listing, list_code(module), listed_by)

@@ -28,8 +28,8 @@ with claim_locks(["gpu-a", "gpu-b"], count=count, share="share" in sys.argv) as 
 """
 STAGE = """
 import time
-from simple_llama.process import dvc_process_id, terminate_with
-with terminate_with(dvc_process_id()):
+from simple_llama.stage_code import as_stage
+with as_stage("stages.any"):
     print("running", flush=True)
     time.sleep(60)
 """

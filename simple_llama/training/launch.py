@@ -19,7 +19,7 @@ from simple_llama.model.device import allowed_devices, claim_devices, use_determ
 from simple_llama.params.execution import ExecutionParams
 from simple_llama.params.process import ProcessParams
 from simple_llama.params.reading import Params
-from simple_llama.process import dvc_process_id, terminate_with
+from simple_llama.process import terminate_with
 from simple_llama.stage_code import as_stage
 from simple_llama.training.distributed import SINGLE_PROCESS, Ranks, init_process_group
 
@@ -51,10 +51,7 @@ def run_on_devices(module: str, params: ExecutionParams, work: Work, *, share: b
         with terminate_with(os.getppid(), "torchrun"):
             _as_rank(params, work)
         return
-    with (
-        terminate_with(dvc_process_id()),
-        claim_devices(params.device, params.num_devices, share=share) as chosen,
-    ):
+    with claim_devices(params.device, params.num_devices, share=share) as chosen:
         if len(chosen) == 1 and os.environ.get("PET_NNODES", "1") == "1":
             work(chosen[0], SINGLE_PROCESS)
         else:
