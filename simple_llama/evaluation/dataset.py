@@ -14,6 +14,8 @@ from simple_llama.params.evaluate import EvaluateParams
 TOKENIZER = "data/tokens/tokenizer"
 TRAIN_TOKENS = "data/tokens/train.safetensors"
 VAL_TOKENS = "data/tokens/val.safetensors"
+CHOSE_BEST = "It also chose the best checkpoint, so it is not independent of the training."
+"""Of the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,7 @@ class EvalDataset:
                 tokenizer=tokenizer,
                 ids=[examples[row].id for row in tokens.rows],
                 categories=[examples[row].category for row in tokens.rows],
-                description=f"The validation split, {len(tokens):,} examples. It also chose the "
-                "best checkpoint, so it is not independent of the training.",
+                description=f"The validation split, {len(tokens):,} examples. {CHOSE_BEST}",
             )
         held_out = HeldOut.read(path, tokenizer, params)
         return cls(

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from simple_llama.brief import brief
+from simple_llama.evaluation.dataset import CHOSE_BEST
+from simple_llama.evaluation.report.contents import chosen_from, learning_rate
 from simple_llama.evaluation.report.page import SAMPLES_KEPT, ReportInput, render
 from simple_llama.evaluation.report.scorecard import moved, wilson_interval
 from simple_llama.pages.charts import Series, line_chart, tick_text
@@ -83,6 +85,7 @@ def example(**changes: Any) -> ReportInput:
         ],
         val_curve=[{"step": s, "loss": 2.3 - s / 60} for s in range(0, 91, 30)],
         lengths=[(1, 64, 900), (65, 128, 1500), (129, 412, 993)],
+        supervised=(89123, 371110),
         samples=[sample(prompt="What is 17 + 25?", reference="42", base="17 17", tuned="42")],
         worst=[hard()],
         params={
@@ -125,6 +128,7 @@ def empty() -> ReportInput:
         train_curve=[],
         val_curve=[],
         lengths=[],
+        supervised=(None, None),
         samples=[],
         worst=[],
         params={},
@@ -144,7 +148,9 @@ def test_shows_what_it_was_given() -> None:
     assert "best: step 60" in text
     assert "arithmetic 300 2.450 0.610 – 71.2% 300" in text
     assert "− rejected 57 reply is empty 31 not an object 26 − duplicates 142 = kept 3,401" in text
-    assert "23.8% of the validation prompts differ" in text
+    assert "23.8% of the validation prompts differ from a prompt of the training split only" in text
+    assert "Supervised in the training split 89,123 tokens of 371,110 (24.0%)" in text
+    assert "Validation loss was lowest, 0.808, after step 60" in text and "merged" not in text
     assert "a.json[7] spelling 9.250 8.500 3 wrong" in text
     assert "0.02%" in text
     assert "models/demo/base, 1.0M parameters" in text
@@ -341,6 +347,36 @@ def test_an_epoch_of_fewer_examples_says_of_how_many() -> None:
     )
     text = Page(render(report)).text
     assert "on 16 of 2,915 training examples (1 step, 0.29 epochs of 40)." in text
+
+
+def test_a_cut_training_is_not_said_to_have_chosen_or_seen_more() -> None:
+    curve = example().val_curve
+    report = example(train={"steps": 1, "examples": 16, "best_val_loss": 6.984, "best_step": 1})
+    text = Page(render(dataclasses.replace(report, val_curve=curve[:1]))).text
+    assert "Validation loss was 6.984, after step 1" in text
+    assert "a prompt of the training split (whether or not a step saw it) only in digits" in text
+    adapted = Page(render(example(params={"lora_rank": 8}))).text
+    assert (
+        "before the adapters were merged into the weights; the scores are of the merged" in adapted
+    )
+    assert chosen_from(CHOSE_BEST, 1) == "There was one checkpoint, so it chose none."
+    assert chosen_from(CHOSE_BEST, 2) == CHOSE_BEST
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates", "said"),
+    [
+        ("cosine", [1e-3, 2e-3, 1e-3, 1e-6], "2e-3, falling to 1e-6 (cosine)"),
+        ("cosine", [1e-3, 2e-3], "rising to 2e-3: every step was one of the warmup"),
+        ("linear", [2e-3], "rising to 2e-3: every step was one of the warmup"),
+        ("cosine", [1e-3, 2e-3, 2e-3], "2e-3"),
+        ("constant", [1e-3, 2e-3, 2e-3, 2e-3], "2e-3"),
+    ],
+)
+def test_the_learning_rate_is_what_the_steps_had(
+    schedule: str, rates: list[float], said: str
+) -> None:
+    assert learning_rate({"lr_schedule": schedule, "warmup_iterations": 2}, rates) == said
 
 
 def test_a_curve_of_few_steps_is_not_smoothed() -> None:

@@ -21,7 +21,7 @@ from simple_llama.evaluation.report.scorecard import (
     moved,
 )
 from simple_llama.pages.charts import Chart, Mark, Series, histogram, line_chart
-from simple_llama.pages.numbers import count, epochs, finite, number, things
+from simple_llama.pages.numbers import count, epochs, finite, number, percent, things
 from simple_llama.pages.points import finite_points, smooth
 from simple_llama.pages.template import fill
 
@@ -60,6 +60,8 @@ class ReportInput:
     """Rows of step, loss."""
     lengths: Sequence[tuple[int, int, int]]
     """Histogram of example lengths: (from tokens, to tokens inclusive, examples)."""
+    supervised: tuple[float | None, float | None]
+    """Supervised tokens of the training split, of so many tokens."""
     samples: Sequence[Mapping[str, Any]]
     """category, prompt, reference, base, tuned, match and base_match (None: not scored)."""
     worst: Sequence[Mapping[str, Any]]
@@ -90,6 +92,9 @@ def render(report: ReportInput) -> str:
         CATEGORIES_SHOWN=CATEGORIES_SHOWN,
         highest_loss=max((loss for loss in losses if loss is not None), default=0.0),
         lengths=_lengths(report),
+        supervised=_supervised(report),
+        unmerged=bool(number(report.params, "lora_rank")),
+        partly_seen=_partly_seen(report),
         ledger=_ledger(report.prepare, report.tokenize, report.train),
         not_counted=_not_counted(report.prepare),
         adds_up=_adds_up(report.prepare),
@@ -156,6 +161,18 @@ def _lengths(report: ReportInput) -> Chart:
         marks=[Mark(x=value, text=f"{share}: {count(value)}") for share, value in known],
         note=f"Of the examples, {said} tokens." if said else "",
     )
+
+
+def _supervised(report: ReportInput) -> str:
+    """What the loss counts of the training split, whether or not a step saw all of it."""
+    part, whole = report.supervised
+    share = percent(part / whole if part is not None and whole else None)
+    return f"{things(part, 'token')} of {count(whole)} ({share})"
+
+
+def _partly_seen(report: ReportInput) -> bool:
+    seen, whole = number(report.train, "examples"), number(report.tokenize, "train_examples")
+    return seen is not None and whole is not None and seen < whole
 
 
 def _seen(report: ReportInput) -> str:
