@@ -87,7 +87,9 @@ def _read(params: Params, tokenizer: ChatTokenizer, folder: Path) -> _Data:
         tokenize(settings, tokenizer, prepared, tokens)
     except InputError as error:
         # the folder goes when this returns
-        said = str(error).replace(f"{folder}/", "data/")
+        said = str(error)
+        if str(folder) in said:
+            said = said.replace(f"{folder}/", "data/") + " (which `dvc repro` writes)"
         raise (InputError if seen.whole else _NotAll)(said) from None
     train = Tokens.read(tokens / "train.safetensors")
     short = np.flatnonzero(train.lengths <= SHORT)

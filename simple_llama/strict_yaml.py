@@ -69,7 +69,7 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, wanted the pipeline's parameters") from None
+        raise InputError(f"{path}: no such file, wanted keys and values in YAML") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     if len(text) > MAX_CHARACTERS:

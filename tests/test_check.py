@@ -197,4 +197,6 @@ def test_a_rejected_file_is_named_where_prepare_will_write_it(project: Project) 
     (project.root / "data/raw/few.json").write_text('[{"messages": 1}, {"messages": 2}]')
     with pytest.raises(InputError, match="rejected") as caught:
         check()
-    assert "/tmp" not in str(caught.value) and "data/prepared/rejected.jsonl" in str(caught.value)
+    assert "/tmp" not in str(caught.value) and "rejected.jsonl (which `dvc repro` writes)" in str(
+        caught.value
+    )

@@ -88,7 +88,7 @@ def _map_fields(path: Path) -> dict[str, NDArray[Any]]:
             size = file.seek(0, 2)
             entries, data_begin = _read_header(path, file, size)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run tokenize first") from None
+        raise InputError(f"{path}: no such file; run `dvc repro tokenize` first") from None
     fields = {}
     for name, dtypes in FIELDS.items():
         dtype, shape, (begin, end) = _entry(path, entries.get(name))

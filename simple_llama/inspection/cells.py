@@ -46,7 +46,7 @@ class Speller:
         from tokenizers import Tokenizer
 
         if not path.is_file():
-            raise InputError(f"{path}: no such file; run tokenize first")
+            raise InputError(f"{path}: no such file; run `dvc repro tokenize` first")
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the Rust library raises nothing more precise

@@ -302,5 +302,5 @@ def test_a_file_cut_off_or_altered_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="run tokenize first"):
+    with pytest.raises(InputError, match="run `dvc repro tokenize` first"):
         Tokens.read(tmp_path / "train.safetensors")

@@ -249,7 +249,9 @@ def test_damaged_results_are_one_line(
     cli.main()
     assert capsys.readouterr().out.startswith("tokens, ^ under what is trained")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"train.safetensors: no such file; run tokenize first"):
+    with pytest.raises(
+        SystemExit, match=r"train.safetensors: no such file; run `dvc repro tokenize` first"
+    ):
         cli.main()
     (tmp_path / "data/prepared").mkdir(parents=True)
     (tmp_path / "data/tokens").symlink_to(project / "data/tokens")
