@@ -25,6 +25,7 @@ from simple_llama.inspection.selection import Inspection, ShownExample, shown_ex
 from simple_llama.inspection.terminal import render
 from simple_llama.model.config import ModelConfig
 from simple_llama.model.device import uses_bf16
+from simple_llama.pages.numbers import epochs as in_epochs
 from simple_llama.params.prepare import PrepareParams
 from simple_llama.params.reading import Params
 from simple_llama.params.tokenize import TokenizeParams
@@ -130,10 +131,10 @@ def _counts(data: _Data, params: Params) -> Iterator[str]:
     if not data.whole:
         yield f"  of the first {ROWS:,} rows; the rest is not counted here"
     share = np.count_nonzero(data.train.mask) / len(data.train.mask)
-    epochs = plan.steps / plan.steps_per_epoch
     yield (
         f"training: {least}{plan.steps:,} steps of {settings.examples_per_step:,} examples, "
-        f"{epochs:.3g} epochs of {plan.num_examples:,} examples and {int(used.sum()):,} tokens, "
+        f"{in_epochs(plan.steps / plan.steps_per_epoch)} of {plan.num_examples:,} examples and "
+        f"{int(used.sum()):,} tokens, "
         f"{share:.0%} of them supervised (supervise: {params.section(TokenizeParams).supervise})"
     )
 

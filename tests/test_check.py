@@ -15,6 +15,7 @@ from simple_llama.errors import InputError
 from simple_llama.model import quantisation
 from simple_llama.model.config import MLA, MLAConfig
 from simple_llama.model.folder import save_model
+from simple_llama.pages.numbers import epochs
 from simple_llama.params.reading import Params
 from simple_llama.training import estimate
 from simple_llama.training.distributed import SINGLE_PROCESS
@@ -51,7 +52,7 @@ def test_its_numbers_are_those_of_the_run(project: Project) -> None:
     tokens, train = (project.json(f"reports/{name}.json") for name in ("tokenize", "train"))
     assert f"{tokens['train_examples']:,} examples to train on" in said
     assert f"{tokens['val_examples']:,} to validate" in said
-    assert f"{train['steps']:,} steps of 16 examples, {train['epochs']:g} epochs" in said
+    assert f"{train['steps']:,} steps of 16 examples, {epochs(train['epochs'])} of " in said
     assert " MB of tensors at once, of " in line(said, "memory") and "free on cpu" in said
     assert re.search(r"^  moments +[\d.]+ kB  of AdamW, optimizer_state: fp32$", said, re.M)
     assert "models/sft/" in line(said, "kept") and "epochs" not in line(said, "kept")

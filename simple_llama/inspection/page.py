@@ -47,7 +47,7 @@ def _facts(example: ShownExample) -> list[str]:
         example.split,
         *([example.category] if example.category else []),
         things(example.tokens, "token"),
-        f"{count(example.targets)} of them trained",
+        f"{count(example.targets)} of them {example.use}",
         *([] if example.loss is None else [f"loss {example.loss:.4f} nats per token"]),
     ]
 

@@ -44,6 +44,11 @@ class ShownExample:
         return sum(len(cell.ids) for cell in self.cells if cell.target)
 
     @property
+    def use(self) -> str:
+        """What becomes of the targets."""
+        return "trained" if self.split == "train" else "scored"
+
+    @property
     def loss(self) -> float | None:
         """Nats per supervised token; None where no model was asked."""
         costs = [cell.loss for cell in self.cells if cell.target and cell.loss is not None]

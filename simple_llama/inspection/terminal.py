@@ -64,7 +64,7 @@ def _header(example: ShownExample, colour: bool) -> str:
     mean = "" if example.loss is None else f", loss {example.loss:.4f} nats per token"
     return (
         f"{_styled(visible(example.id), STRONG, colour)}  {example.split}{category}, "
-        f"{example.tokens} tokens, {example.targets} of them trained{mean}"
+        f"{example.tokens} tokens, {example.targets} of them {example.use}{mean}"
     )
 
 

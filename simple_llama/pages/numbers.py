@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simple_llama.brief import brief
+from simple_llama.brief import passes as known_passes
 
 MISSING = "–"
 """Stands for a value that is absent."""
@@ -69,11 +70,9 @@ def _not_finite(value: float | None) -> str:
 
 
 def passes(value: float | None) -> str:
-    """Format passes over the examples, never more than there were: 3, 2.99, under 0.01."""
+    """Format passes over the examples as terminals do."""
     known = finite(value)
-    if known is None or known == round(known):
-        return count(value)
-    return f"{math.floor(known * 100 + 1e-9) / 100:g}" if known >= 0.01 else "under 0.01"
+    return count(value) if known is None or abs(known) >= 1e15 else known_passes(known)
 
 
 def epochs(value: float | None) -> str:

@@ -6,7 +6,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from simple_llama.brief import brief
+from simple_llama.brief import brief, passes
 from simple_llama.data.batches import Plan
 from simple_llama.errors import printable
 from simple_llama.model.decoder import Decoder
@@ -77,7 +77,7 @@ class Console:
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or record.step == self.steps):
             left = self.seconds / (record.step - self.first) * (self.steps - record.step)
             print(
-                f"step {record.step:,}/{self.steps:,}  epoch {record.epoch:.2f}  {figures}  "
+                f"step {record.step:,}/{self.steps:,}  epoch {passes(record.epoch)}  {figures}  "
                 f"{format_duration(left)} left",
                 flush=True,
             )
@@ -90,7 +90,8 @@ class Console:
         )
 
     def on_validation(self, step: int, loss: float, examples: int, *, full: bool) -> None:
-        self.val_loss = f"  val {loss:.3f}"
+        if step:
+            self.val_loss = f"  val {loss:.3f}"
         if full:
             self._say(f"step {step:,}: validation loss {loss:.4f} over all {examples:,} examples")
 
@@ -100,7 +101,7 @@ class Console:
         self._say(f"step {step:,}: samples")
         for prompt, reply in zip(prompts, replies, strict=True):
             question, answer = (" ".join(self.decode(ids).split()) for ids in (prompt, reply))
-            self._say(printable(f"  ...{question[-70:]}  ->  {answer[:100]}"))
+            self._say(printable(f"  {_end(question, 70)}  ->  {_start(answer, 100)}"))
 
     def on_improvement(self, step: int, model: Decoder) -> None:
         pass
@@ -120,6 +121,18 @@ class Console:
             print(line, flush=True)
         else:
             self.bar.write(line)
+
+
+def _end(text: str, most: int) -> str:
+    """The last words of a text in one line; a word is cut only where there is no other."""
+    kept = text[-most:]
+    if len(text) > most and text[-most - 1] != " ":
+        kept = kept.partition(" ")[2] or kept
+    return f"...{kept.lstrip()}" if len(text) > most else text
+
+
+def _start(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def format_duration(seconds: float) -> str:

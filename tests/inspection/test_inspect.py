@@ -140,7 +140,7 @@ def test_with_a_model_each_target_has_its_loss(
     for index, shown in enumerate(first_examples("val", 99, losses).examples):
         assert shown.loss == pytest.approx(scores.loss[index] / scores.tokens[index], rel=1e-4)
     said = inspect("val", 1, None, None, str(tmp_path / f"{size - 2}"))
-    assert re.search(r"of them trained, loss \d+\.\d{4} nats per token\n", said)
+    assert re.search(r"\d of them scored, loss \d+\.\d{4} nats per token\n", said)
     assert "\nbelow the ids: the loss of each token that is trained, in nats\n" in said
     assert re.search(r"(?m)^ +\d+\.\d\d( +\d+\.\d\d)*$", said)
     page = tmp_path / "page.html"
