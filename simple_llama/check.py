@@ -53,7 +53,7 @@ def check(memory: str | None = None) -> str:
         f"params.yaml: {len(params.values)} keys, all valid",
         f"data: {data}, base model: {base}",
         *said,
-        f"device: {place.description}",
+        f"device: {place.description}" + (f", {place.ranks} of them" if place.ranks > 1 else ""),
         f"runs: {_store()}",
     ]
     if not demo and DEMO_STAGE.exists():
@@ -142,7 +142,10 @@ def _check_base(
         check_weights(base)
     tokenizer = open_tokenizer(tokens)
     wanted = Requirements.of(base, tokenizer, train, place.device, without_weights=True)
-    wanted.check(train)
+    if place.here is None:
+        wanted.check_settings(train)  # what is installed here says nothing of elsewhere
+    else:
+        wanted.check(train)
     note = f"note: {base} has no weights yet, which train needs: all is by its config.json alone"
     return wanted, [tokenizer.description, *([note] if absent else [])]
 

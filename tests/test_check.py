@@ -92,6 +92,24 @@ def test_another_devices_memory(project: Project) -> None:
         assert "(cuda)" in line(said, "memory") and "\ntime: " not in said
 
 
+def test_processes_on_one_cpu_share_its_memory(project: Project) -> None:
+    project.set(num_devices=4)
+    said = check("24GB")
+    assert line(said, "device").endswith(", 4 of them")
+    assert "of 6.0 GB free on such a device (cpu) for each of 4 processes" in line(said, "memory")
+    assert "free on cpu for each of 4 processes" in line(check(), "memory")
+
+
+def test_a_plan_for_elsewhere_needs_no_library_here(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "has_library", lambda: False)
+    project.set(lora_rank=4, lora_base="nf4")
+    assert "tensors at once" in line(check("24GB"), "memory")
+    with pytest.raises(InputError, match="bitsandbytes"):
+        check()
+
+
 def refusal(work: Callable[[], object]) -> str:
     with pytest.raises(InputError) as caught:
         work()

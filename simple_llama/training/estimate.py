@@ -53,7 +53,7 @@ class Device:
             varlen=packing.has_varlen_kernel(device, 0),
             free=free,
             total=total,
-        )
+        )._shared(params)
 
     @classmethod
     def imagined(cls, memory: int, params: TrainParams) -> "Device":
@@ -69,7 +69,16 @@ class Device:
             varlen=kind == "cuda",
             free=memory,
             total=memory,
-        )
+        )._shared(params)
+
+    def _shared(self, params: TrainParams) -> "Device":
+        """What each process has of it: as many as num_devices says compute on one CPU."""
+        if self.kind != "cpu" or params.num_devices in (1, "auto"):
+            return self
+        processes = int(params.num_devices)
+        free, total = (None if x is None else x // processes for x in (self.free, self.total))
+        name = f"{self.name} for each of {processes} processes"
+        return replace(self, name=name, free=free, total=total)
 
     def holds(self, peak: int) -> bool:
         """Whether tensors of so many bytes fit, as far as that is known."""
