@@ -47,6 +47,7 @@ def highest_losses(
             "loss": float(losses[example]),
             "base_loss": float(before[example]),
             "tokens": int(tuned.scores.tokens[example]),
+            "prompt": dataset.tokenizer.decode(split_prompt_and_reply(dataset.tokens, example)[0]),
             "reference": reference(dataset.tokens, dataset.tokenizer, example),
         }
         for example in order.tolist()

@@ -263,7 +263,7 @@ def test_the_best_of_each_row_is_marked_by_a_sign(repo: Repo) -> None:
         (
             {"reports/prepare.json": '{"train": 50}'},
             {"tokens", "replies"},
-            "They were trained on different data.",
+            "by its hash. The validation split. The runs were trained on different data.",
             "For training 80 50",
         ),
     ],

@@ -116,6 +116,7 @@ def sample(**changes: Any) -> dict[str, Any]:
 
 def hard(**changes: Any) -> dict[str, Any]:
     plain = {"id": "a.json[7]", "category": "spelling", "reference": "wrong", "tokens": 3}
+    plain["prompt"] = "What is it?"
     return plain | {"loss": 9.25, "base_loss": 8.5} | changes
 
 
@@ -151,7 +152,7 @@ def test_shows_what_it_was_given() -> None:
     assert "23.8% of the validation prompts differ from a prompt of the training split only" in text
     assert "Supervised in the training split 89,123 tokens of 371,110 (24.0%)" in text
     assert "Validation loss was lowest, 0.808, after step 60" in text and "merged" not in text
-    assert "a.json[7] spelling 9.250 8.500 3 wrong" in text
+    assert "a.json[7] spelling 9.250 8.500 3 What is it? wrong" in text
     assert "0.02%" in text
     assert "models/demo/base, 1.0M parameters" in text
     assert "Reference 42 Base model ✗ differs 17 17 Tuned model ✓ matches 42" in text
@@ -204,7 +205,9 @@ def test_samples_are_filtered_by_style_alone() -> None:
         sample(category="spelling", match=True),
         sample(category=None, match=None),
     ]
-    html = render(example(samples=rows))
+    html = render(example(samples=rows, params={"exact_match_max_tokens": 32}))
+    assert "Not scored: the reference is longer than exact_match_max_tokens (32 tokens)." in html
+    assert html.count("not scored") == 1 and "Not scored" not in render(example())
     marks = [
         (attrs["data-category"], attrs["data-match"])
         for tag, attrs in Page(html).tags

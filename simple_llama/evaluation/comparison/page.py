@@ -104,9 +104,11 @@ def verdict(runs: Sequence[Run]) -> tuple[str, str]:
     if basis == {"tokens"}:
         return "Losses yes, exact match no: it was scored on different replies.", "worse"
     proof = "by its hash" if all(run.evaluated for run in done) else "as far as their counts tell"
-    trained = " They were trained on different data." if differing_facts(runs, TRAINED_ON) else ""
+    trained = (
+        " The runs were trained on different data." if differing_facts(runs, TRAINED_ON) else ""
+    )
     data = next((fact for run in done if (fact := EVALUATED_ON["Evaluated data"](run))), "")
-    return f"Yes: evaluated on the same data, {proof}.{trained} {data}", ""
+    return f"Yes: evaluated on the same data, {proof}. {data}{trained}", ""
 
 
 def _overview(runs: Sequence[Run]) -> list[Row]:

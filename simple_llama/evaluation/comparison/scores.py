@@ -53,7 +53,7 @@ TRAINED_ON: dict[str, Callable[[Run], str]] = {
     "Kept": lambda run: _count(run.prepare, "kept"),
     "For training": lambda run: _count(run.prepare, "train"),
     "For validation": lambda run: _count(run.prepare, "val"),
-    "Trained on": lambda run: _count(run.train, "examples"),
+    "Examples trained on": lambda run: _count(run.train, "examples"),
 }
 
 

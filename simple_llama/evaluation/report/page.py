@@ -65,7 +65,7 @@ class ReportInput:
     samples: Sequence[Mapping[str, Any]]
     """category, prompt, reference, base, tuned, match and base_match (None: not scored)."""
     worst: Sequence[Mapping[str, Any]]
-    """Examples with the highest loss: id, category, loss and base_loss, tokens, reference."""
+    """Examples with the highest loss: id, category, loss, base_loss, tokens, prompt, reference."""
     params: Mapping[str, Any]
     """The keys of params.yaml."""
     facts: Mapping[str, str]
@@ -101,6 +101,7 @@ def render(report: ReportInput) -> str:
         groups=groups,
         samples=[_sample(row, groups) for row in report.samples[:SAMPLES_KEPT]],
         SAMPLES_SHOWN=SAMPLES_SHOWN,
+        most_tokens=_most_tokens(report.params),
         samples_cut=max(0, len(report.samples) - SAMPLES_KEPT),
         params={key: _param(value) for key, value in report.params.items()},
     )
@@ -253,6 +254,11 @@ def _sample(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
     match = row["match"]
     outcome = ("yes" if match else "no") if isinstance(match, bool) else "none"
     return {**row, "group": group, "outcome": outcome}
+
+
+def _most_tokens(params: Mapping[str, Any]) -> str:
+    most = number(params, "exact_match_max_tokens")
+    return "" if most is None else f" ({things(most, 'token')})"
 
 
 def _param(value: object) -> str:
